@@ -1,0 +1,57 @@
+# Postbus. `make` lists the targets. Needs Python 3.11 or newer; sets up everything else in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUBS_VENV := .venv-stubs
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types layers proto-lint stubs stubs-check check clean
+
+help: ## Lists the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(INSTALLED) ## Sets up .venv with everything pinned in requirements.lock.
+
+$(INSTALLED): pyproject.toml clients/python/pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Postbus needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "setting up $(VENV) (once, about half a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+	  --editable clients/python --editable . --group dev
+	@touch $@
+
+run: $(INSTALLED) ## Starts a durable single-node bus in ./postbus-data.
+	@exec $(BIN)/postbus serve $(ARGS)
+
+test: $(INSTALLED) ## Runs the tests.
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(INSTALLED) ## Checks style.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## Checks types.
+	@$(BIN)/mypy
+
+layers: $(INSTALLED) ## Checks that each layer imports only from those below.
+	@$(BIN)/lint-imports
+
+proto-lint: $(INSTALLED) ## Checks the protos' style, and that they break nobody since the committed baseline.
+	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
+
+$(STUBS_VENV)/.installed: requirements-stubs.lock
+	@test -x $(STUBS_VENV)/bin/python || $(PYTHON) -m venv $(STUBS_VENV)
+	@$(STUBS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-stubs.lock
+	@touch $@
+
+stubs: $(STUBS_VENV)/.installed ## Generates the Python stubs from proto/.
+	@proto/generate $(STUBS_VENV)/bin/python
+
+stubs-check: $(STUBS_VENV)/.installed ## Fails if the committed stubs differ from what proto/ gives.
+	@proto/check-drift $(STUBS_VENV)/bin/python
+
+check: lint types layers proto-lint stubs-check ## All the checks that are not tests.
+
+clean: ## Removes the environments and caches.
+	rm -rf $(VENV) $(STUBS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

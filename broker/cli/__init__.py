@@ -1,0 +1,1 @@
+"""The postbus command. Map: broker/README.md."""

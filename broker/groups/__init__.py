@@ -1,0 +1,1 @@
+"""Who reads what: consumer groups as pure state machines, and their coordinator. Map: broker/README.md."""

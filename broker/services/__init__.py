@@ -1,0 +1,1 @@
+"""The RPCs: thin servicers over the layers below. Map: broker/README.md."""

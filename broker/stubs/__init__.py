@@ -1,0 +1,1 @@
+"""Generated: the broker's internal protos (proto/postbus/internal/v1)."""
