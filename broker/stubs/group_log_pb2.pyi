@@ -2,7 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -46,13 +46,13 @@ class GroupSettings(_message.Message):
     def __init__(self, config: _Optional[bytes] = ..., group_epoch: _Optional[int] = ..., empty_since_us: _Optional[int] = ...) -> None: ...
 
 class GroupMemberRecord(_message.Message):
-    __slots__ = ("instance_id", "client_id", "peer", "node_id", "topic_ids", "topics", "processing_timeout_ms", "joined_time_us", "rack", "member_epoch")
+    __slots__ = ("instance_id", "client_id", "peer", "node_id", "wanted", "heartbeats", "processing_timeout_ms", "joined_time_us", "rack", "member_epoch")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
-    TOPIC_IDS_FIELD_NUMBER: _ClassVar[int]
-    TOPICS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEATS_FIELD_NUMBER: _ClassVar[int]
     PROCESSING_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     JOINED_TIME_US_FIELD_NUMBER: _ClassVar[int]
     RACK_FIELD_NUMBER: _ClassVar[int]
@@ -61,13 +61,30 @@ class GroupMemberRecord(_message.Message):
     client_id: str
     peer: str
     node_id: int
-    topic_ids: _containers.RepeatedScalarFieldContainer[str]
-    topics: _containers.RepeatedScalarFieldContainer[str]
+    wanted: _containers.RepeatedCompositeFieldContainer[GroupWantedTopic]
+    heartbeats: bool
     processing_timeout_ms: int
     joined_time_us: int
     rack: str
     member_epoch: int
-    def __init__(self, instance_id: _Optional[str] = ..., client_id: _Optional[str] = ..., peer: _Optional[str] = ..., node_id: _Optional[int] = ..., topic_ids: _Optional[_Iterable[str]] = ..., topics: _Optional[_Iterable[str]] = ..., processing_timeout_ms: _Optional[int] = ..., joined_time_us: _Optional[int] = ..., rack: _Optional[str] = ..., member_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, instance_id: _Optional[str] = ..., client_id: _Optional[str] = ..., peer: _Optional[str] = ..., node_id: _Optional[int] = ..., wanted: _Optional[_Iterable[_Union[GroupWantedTopic, _Mapping]]] = ..., heartbeats: bool = ..., processing_timeout_ms: _Optional[int] = ..., joined_time_us: _Optional[int] = ..., rack: _Optional[str] = ..., member_epoch: _Optional[int] = ...) -> None: ...
+
+class GroupWantedTopic(_message.Message):
+    __slots__ = ("topic", "start_at", "positions")
+    class PositionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    START_AT_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    start_at: bytes
+    positions: _containers.ScalarMap[int, int]
+    def __init__(self, topic: _Optional[str] = ..., start_at: _Optional[bytes] = ..., positions: _Optional[_Mapping[int, int]] = ...) -> None: ...
 
 class GroupOwner(_message.Message):
     __slots__ = ("member_id", "start_offset")
