@@ -78,3 +78,9 @@ def meta() -> MemoryMeta:
 def slow_meta() -> MemoryMeta:
     """Nothing is durable until `flush`."""
     return MemoryMeta(auto=False)
+
+
+@pytest.fixture(scope="session")
+def new_meta() -> type[MemoryMeta]:
+    """For tests that need a fresh one for each example."""
+    return MemoryMeta
