@@ -20,6 +20,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     exposition,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -152,6 +153,8 @@ class Metrics:
     """All metrics of a node, in a registry of their own: two nodes in one process don't meet."""
 
     def __init__(self, *, version: str, per_partition: bool = True) -> None:
+        # One more series for each counter, that nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self.registry = CollectorRegistry(auto_describe=False)
         self._topics: dict[str, TopicMetrics] = {}
         self._requests: dict[tuple[str, str], Histogram] = {}
