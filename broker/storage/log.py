@@ -1,0 +1,488 @@
+"""One partition log: append, read, time look-up, log start, and what retention would take.
+
+Owns offsets: which are given out, written and durable, and where the log starts. All of it lives on the loop; blocking
+reads go to the reader threads (`log_reader.py`), and writes to the committer. It never decides who may append, what
+is deduplicated or what subscribers may see: replication does, with the two tables that are kept here because they
+derive from the log.
+
+Time look-up searches the index by halves, because append times never fall within a log: exact, and with nothing to
+keep in step.
+
+Trimming has two steps. `trim` moves the log start at once, in memory and in the saved state. The store's maintenance
+then looks up which batches lie wholly before it (`settle`) and deletes their ranges; index entries stay until the
+deduplication window has passed, because request ids are rebuilt from them.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from broker.storage import envelope
+from broker.storage.batch import Appended, NewBatch, StoredBatch
+from broker.storage.committer import Committer
+from broker.storage.engine import DeleteOp, Op, PutOp
+from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, UnknownLog
+from broker.storage.log_reader import Indexed, LogReader, MissingBatch
+from broker.storage.log_state import (
+    BATCHES,
+    INDEX,
+    LOG_FAMILIES,
+    PRODUCERS,
+    STATE,
+    TABLE,
+    LogState,
+    log_key,
+    offset_key,
+    producer_key,
+)
+from broker.storage.producers import ProducerBatch, ProducerTable
+from broker.storage.request_ids import RequestIdTable, RequestPart
+from broker.storage.tail import LogTail
+
+__all__ = ["Appended", "LogContext", "NewBatch", "PartitionLog", "StoredBatch"]
+
+_T = TypeVar("_T")
+
+# Keys and values of the small puts that come with each batch.
+_APPEND_OVERHEAD_BYTES: Final = 256
+# How often index entries that wait for the deduplication window are looked at.
+_SETTLE_AGAIN_US: Final = 30_000_000
+
+
+class DiskState(Protocol):
+    """Whether there is room; see `disk_watch.py`."""
+
+    @property
+    def full(self) -> bool:
+        """Nothing is to be published."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Nothing at all is to be appended."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogContext:
+    """What all logs of a node share."""
+
+    committer: Committer
+    readers: Executor
+    disk: DiskState
+
+
+class PartitionLog:
+    """On the loop only. Made by `LogStore`."""
+
+    wants_written = False
+    """True: `written_end_offset` is told ahead of `durable_end_offset`, at the price of a wake-up a group."""
+
+    def __init__(
+        self,
+        log_id: int,
+        state: LogState,
+        *,
+        context: LogContext,
+        reader: LogReader,
+        tail: LogTail,
+        producers: ProducerTable,
+        request_ids: RequestIdTable,
+    ) -> None:
+        self.log_id = log_id
+        self.producers = producers
+        self.request_ids = request_ids
+        self.on_progress: Callable[[], None] | None = None
+        """Called when the written or durable end, or the log start, has moved. Once a group commit at most."""
+        self.retention_us: int | None = None
+        self.retention_bytes: int | None = None
+        """Set by whoever knows the topic's settings; the store's maintenance follows them. None: unlimited."""
+        self.may_use_reserve = False
+        """True, for internal logs: appends go on below `disk_free_min_bytes`, down to `disk_reserve_bytes`."""
+        self.written_end_offset = state.end_offset
+        self.durable_end_offset = state.end_offset
+        self.deleted = False
+        self._state = state
+        self._key = log_key(log_id)
+        self._context = context
+        self._reader = reader
+        self._tail = tail
+        self._durable_position = state.end_position
+        # When `settle` may find something to delete; None: not before the next trim.
+        behind = min(state.batches_deleted_offset, state.index_deleted_offset)
+        self._settle_due_us: int | None = 0 if state.log_start_offset > behind else None
+        self._in_flight: deque[tuple[int, int, int]] = deque()  # (ticket, end offset, end position)
+        self._request_ids_loaded = state.end_offset == 0
+        self._request_ids_load: asyncio.Task[None] | None = None
+        self._start_time: tuple[int, int] | None = None  # (log start, append time of its batch), for retention
+        producers.high_watermark = state.end_offset
+
+    @property
+    def log_start_offset(self) -> int:
+        """The first offset that may be read; may lie inside a batch."""
+        return self._state.log_start_offset
+
+    @property
+    def end_offset(self) -> int:
+        """The next offset to be given out; exclusive. May be ahead of what is written."""
+        return self._state.end_offset
+
+    @property
+    def last_append_time_us(self) -> int:
+        """Of the newest batch; 0: never."""
+        return self._state.last_append_time_us
+
+    @property
+    def size_bytes(self) -> int:
+        """Stored bytes between log start and end, envelopes included."""
+        return self._state.end_position - self._state.start_position
+
+    @property
+    def leader_epochs(self) -> Sequence[tuple[int, int]]:
+        """(leader epoch, its first offset), ascending."""
+        return self._state.leader_epochs
+
+    def append(self, new: NewBatch, *, now_us: int, extra_ops: Sequence[Op] = ()) -> Appended:
+        """Gives out offsets and queues the write; extra_ops are in it, all or nothing. Never blocks.
+
+        The caller has checked deduplication (`producers.check`, `request_ids.find`) in the same step.
+        Raises DiskFull, RequestIdsFull, UnknownLog (deleted), StoreFailed. Appends nothing then.
+        """
+        assert new.record_count > 0
+        self._check_appendable()
+        state = self._state
+        base_offset = state.end_offset
+        end_offset = base_offset + new.record_count
+        # Never falls, whatever the clock does: searches by time rely on it.
+        append_time_us = max(now_us, state.last_append_time_us)
+        indexes = envelope.encode_indexes(new.record_indexes) if new.record_indexes else b""
+        if new.request_id:
+            assert self._request_ids_loaded, "load_request_ids comes first"
+            self.request_ids.check_room(new.request_id, now_us=append_time_us)
+        value, crc = envelope.encode(
+            new.batch,
+            base_offset=base_offset,
+            record_count=new.record_count,
+            append_time_us=append_time_us,
+            leader_epoch=new.leader_epoch,
+            codec=new.codec,
+            producer_id=new.producer_id,
+            producer_epoch=new.producer_epoch,
+            producer_sequence=new.producer_sequence,
+            request_id=new.request_id,
+            record_indexes=indexes,
+        )
+        entry = envelope.encode_entry(
+            record_count=new.record_count,
+            size_bytes=len(value),
+            crc=crc,
+            append_time_us=append_time_us,
+            leader_epoch=new.leader_epoch,
+            position=state.end_position,
+            producer_id=new.producer_id,
+            producer_epoch=new.producer_epoch,
+            producer_sequence=new.producer_sequence,
+            request_id=new.request_id,
+            record_indexes=indexes,
+        )
+        # From here on nothing is refused, so state and queue can't part.
+        state.end_offset = end_offset
+        state.last_append_time_us = append_time_us
+        state.end_position += len(value)
+        epochs = state.leader_epochs
+        if not epochs or epochs[-1][0] != new.leader_epoch:
+            assert not epochs or epochs[-1][0] < new.leader_epoch
+            epochs.append((new.leader_epoch, base_offset))
+        key = offset_key(self.log_id, base_offset)
+        ops: list[Op] = [
+            ("put", BATCHES, key, value),
+            ("put", INDEX, key, entry),
+            ("put", STATE, self._key, state.encode()),
+        ]
+        size_bytes = len(value) + len(entry) + _APPEND_OVERHEAD_BYTES
+        if new.producer_id:
+            ops.extend(self._remember_producer(new, base_offset, end_offset, append_time_us))
+        if new.request_id:
+            part = RequestPart(base_offset, new.record_count, append_time_us, new.record_indexes)
+            self.request_ids.add(new.request_id, part)
+        if extra_ops:
+            ops.extend(extra_ops)
+            size_bytes += sum(len(part) for op in extra_ops for part in op)
+        ticket = self._context.committer.submit(ops, size_bytes=size_bytes, listener=self)
+        self._in_flight.append((ticket, end_offset, state.end_position))
+        self._tail.add(
+            StoredBatch(base_offset, new.record_count, append_time_us, new.leader_epoch, new.codec, new.batch)
+        )
+        return Appended(base_offset, end_offset, append_time_us)
+
+    def read_tail(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch] | None:
+        """As `read`, from memory alone. None: not in memory. Raises OffsetOutOfRange, UnknownLog."""
+        self._check_readable(offset)
+        return self._tail.read(offset, end_offset=min(end_offset, self._state.end_offset), max_bytes=max_bytes)
+
+    async def read(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch]:
+        """Whole batches below end_offset, in order, at least one if there is one.
+
+        The first holds `offset`, or is the first after the gap that does. Empty: nothing there yet. end_offset is not
+        above the high watermark, and so not above what is written.
+        Raises OffsetOutOfRange (before the log start, or after the end), LogCorrupt, UnknownLog.
+        """
+        found = self.read_tail(offset, end_offset=end_offset, max_bytes=max_bytes)
+        if found is not None:
+            return found
+        end_offset = min(end_offset, self.written_end_offset)
+        try:
+            return await self._in_reader(lambda: self._read_cold(offset, end_offset, max_bytes))
+        finally:
+            # What was read may have been trimmed meanwhile; an error because of that is this one.
+            self._check_readable(offset)
+
+    def _read_cold(self, offset: int, end_offset: int, max_bytes: int) -> list[StoredBatch]:
+        try:
+            return self._reader.read(offset, end_offset=end_offset, max_bytes=max_bytes)
+        except MissingBatch as error:
+            raise LogCorrupt(error.log_id, error.offset, error.why) from None
+
+    async def offset_for_time(self, time_us: int, *, end_offset: int) -> int:
+        """The first offset that was appended then or later; end_offset if there is none below it."""
+        self._check_exists()
+        begin = self._state.log_start_offset
+        if time_us > self._state.last_append_time_us:
+            return end_offset
+        end = min(end_offset, self.written_end_offset)
+        found = await self._in_reader(
+            lambda: self._reader.first_where(lambda entry: entry.append_time_us >= time_us, begin=begin, end=end)
+        )
+        # The log start may have moved meanwhile, and may lie inside the batch.
+        return end_offset if found is None else min(end_offset, max(found.base_offset, self._state.log_start_offset))
+
+    def trim(self, new_log_start: int) -> None:
+        """Deletes all records before this offset; `await barrier()` for it to be durable.
+
+        Raises OffsetOutOfRange if it lies above what is durable. Below the log start: does nothing.
+        """
+        self._check_exists()
+        if new_log_start > self.durable_end_offset:
+            raise OffsetOutOfRange(
+                new_log_start, log_start_offset=self.log_start_offset, end_offset=self.durable_end_offset
+            )
+        self._trim(new_log_start, position=None)
+
+    def _trim(self, new_log_start: int, *, position: int | None) -> None:
+        if new_log_start <= self._state.log_start_offset:
+            return
+        self._state.log_start_offset = new_log_start
+        if position is not None:
+            self._state.start_position = position
+        elif new_log_start == self.durable_end_offset:
+            self._state.start_position = self._durable_position
+        self._settle_due_us = 0
+        self._context.committer.submit([self._state_op()], size_bytes=_APPEND_OVERHEAD_BYTES)
+        if self.on_progress is not None:
+            self.on_progress()
+
+    async def apply_retention(self, now_us: int, retention_us: int | None, retention_bytes: int | None) -> int:
+        """Trims what is too old or too much, never past the durable end; returns the log start.
+
+        A batch goes when its append time is more than retention_us ago. By size, whole batches go until the rest fits,
+        but never the newest one.
+        """
+        self._check_exists()
+        if not self._retention_is_due(now_us, retention_us, retention_bytes):
+            return self.log_start_offset
+        begin, end, end_position = self.log_start_offset, self.durable_end_offset, self._durable_position
+        since_us = None if retention_us is None else now_us - retention_us
+        least_position = None if retention_bytes is None else end_position - retention_bytes
+        kept = await self._in_reader(lambda: self._kept(begin, end, since_us=since_us, least_position=least_position))
+        if not self.deleted:
+            if kept is None:
+                self._trim(end, position=end_position)
+            else:
+                self._start_time = (kept.base_offset, kept.entry.append_time_us)
+                self._trim(kept.base_offset, position=kept.entry.position)
+        return self.log_start_offset
+
+    def _retention_is_due(self, now_us: int, retention_us: int | None, retention_bytes: int | None) -> bool:
+        """A look that costs nothing, for the many logs with nothing to do."""
+        if self.log_start_offset >= self.durable_end_offset:
+            return False
+        if retention_bytes is not None and self.size_bytes > retention_bytes:
+            return True
+        if retention_us is None:
+            return False
+        known = self._start_time is not None and self._start_time[0] == self.log_start_offset
+        return not known or self._start_time is None or self._start_time[1] < now_us - retention_us
+
+    def _kept(self, begin: int, end: int, *, since_us: int | None, least_position: int | None) -> Indexed | None:
+        """The first batch that stays; None: none does. In a reader thread."""
+        first_where = self._reader.first_where
+        kept = first_where(lambda _: True, begin=begin, end=end)
+        if kept is not None and since_us is not None:
+            kept = first_where(lambda entry: entry.append_time_us >= since_us, begin=begin, end=end)
+        if kept is not None and least_position is not None and kept.entry.position < least_position:
+            fits = first_where(lambda entry: entry.position >= least_position, begin=kept.base_offset, end=end)
+            kept = fits or self._reader.last_at_or_before(end - 1)
+        return kept
+
+    def settle_is_due(self, now_us: int) -> bool:
+        """True: `settle` may find something to delete."""
+        return self._settle_due_us is not None and now_us >= self._settle_due_us
+
+    async def settle(self, now_us: int) -> tuple[bytes, bytes] | None:
+        """Deletes the batches that lie wholly before the log start. For the store's maintenance.
+
+        Returns the range of keys whose space is to be given back.
+        """
+        state = self._state
+        log_start, position = state.log_start_offset, self._durable_position
+        window_from_us = now_us - self.request_ids.window_us
+        begin, index_begin = state.batches_deleted_offset, state.index_deleted_offset
+
+        def look_up() -> tuple[Indexed | None, int]:
+            at_start = self._reader.batch_at(log_start)
+            keep_from = log_start if at_start is None else at_start.base_offset
+            young = self._reader.first_where(
+                lambda entry: entry.append_time_us >= window_from_us, begin=index_begin, end=keep_from
+            )
+            return at_start, keep_from if young is None else young.base_offset
+
+        at_start, index_end = await self._in_reader(look_up)
+        if self.deleted or state.log_start_offset != log_start:
+            return None  # deleted as a whole, or moved on: next time
+        batches_end = log_start if at_start is None else at_start.base_offset
+        if at_start is not None:
+            state.start_position = at_start.entry.position
+        elif log_start == self.durable_end_offset:
+            state.start_position = position
+        ops: list[Op] = []
+        if batches_end > begin:
+            state.batches_deleted_offset = batches_end
+            ops.append(("delete_range", BATCHES, offset_key(self.log_id, begin), offset_key(self.log_id, batches_end)))
+        if index_end > index_begin:
+            state.index_deleted_offset = index_end
+            ops.append(
+                ("delete_range", INDEX, offset_key(self.log_id, index_begin), offset_key(self.log_id, index_end))
+            )
+        # Index entries within the window: come back for them.
+        self._settle_due_us = None if index_end >= batches_end else now_us + _SETTLE_AGAIN_US
+        if not ops:
+            return None
+        self._context.committer.submit([*ops, self._state_op()], size_bytes=_APPEND_OVERHEAD_BYTES)
+        await self._context.committer.barrier()
+        return (offset_key(self.log_id, begin), offset_key(self.log_id, batches_end)) if batches_end > begin else None
+
+    async def load_request_ids(self) -> None:
+        """Rebuilds `request_ids` from the index. Comes before the first append with a request id; idempotent."""
+        if self._request_ids_loaded:
+            return
+        if self._request_ids_load is None:
+            self._request_ids_load = asyncio.ensure_future(self._load_request_ids())
+        await asyncio.shield(self._request_ids_load)
+
+    async def _load_request_ids(self) -> None:
+        try:
+            begin, end = self._state.index_deleted_offset, self._state.end_offset
+            # The newest append time stands in for the clock: nothing is forgotten too early, `find` expires the rest.
+            since_us = self._state.last_append_time_us - self.request_ids.window_us
+            await self._context.committer.barrier()  # what is queued must be in the index
+            parts = await self._in_reader(lambda: self._reader.request_parts(begin=begin, since_us=since_us, end=end))
+            self.request_ids.add_all(parts)
+            self._request_ids_loaded = True
+        finally:
+            self._request_ids_load = None
+
+    def table_put_op(self, key: bytes, value: bytes) -> PutOp:
+        """For extra_ops: sets a key of the log's table, the compacted image of an internal log."""
+        return ("put", TABLE, self._key + key, value)
+
+    def table_delete_op(self, key: bytes) -> DeleteOp:
+        """For extra_ops: deletes a key of the log's table."""
+        return ("delete", TABLE, self._key + key)
+
+    async def table_items(self) -> list[tuple[bytes, bytes]]:
+        """All written entries of the log's table, by key."""
+        self._check_exists()
+        return await self._in_reader(self._reader.table_items)
+
+    async def barrier(self) -> None:
+        """Returns when all that was appended or trimmed so far is durable."""
+        await self._context.committer.barrier()
+
+    def expire_producers(self, before_us: int) -> None:
+        """Forgets producers that have been silent since then."""
+        expired = self.producers.expire(before_us)
+        if expired:
+            self._context.committer.submit(self._forget_producers(expired), size_bytes=32 * len(expired))
+
+    def delete_ops(self) -> list[Op]:
+        """For the store: what deletes the log whole."""
+        begin, end = self._key, log_key(self.log_id + 1)
+        ranges: list[Op] = [("delete_range", family, begin, end) for family in LOG_FAMILIES if family != STATE]
+        return [("delete", STATE, self._key), *ranges]
+
+    def close(self, *, deleted: bool = False) -> None:
+        """For the store: lets go of the memory."""
+        self.deleted = self.deleted or deleted
+        self._tail.close()
+        if deleted and self.on_progress is not None:
+            self.on_progress()
+
+    # --- ProgressListener, for the committer.
+
+    def written(self, ticket: int) -> None:
+        """See ProgressListener."""
+        end_offset = self.written_end_offset
+        for flight_ticket, flight_end_offset, _ in self._in_flight:
+            if flight_ticket > ticket:
+                break
+            end_offset = flight_end_offset
+        if end_offset > self.written_end_offset:
+            self.written_end_offset = end_offset
+            if self.on_progress is not None:
+                self.on_progress()
+
+    def durable(self, ticket: int) -> None:
+        """See ProgressListener."""
+        in_flight = self._in_flight
+        while in_flight and in_flight[0][0] <= ticket:
+            _, self.durable_end_offset, self._durable_position = in_flight.popleft()
+        self.written_end_offset = max(self.written_end_offset, self.durable_end_offset)
+        self.producers.high_watermark = self.durable_end_offset
+        if self.on_progress is not None:
+            self.on_progress()
+
+    # ---
+
+    def _remember_producer(self, new: NewBatch, base_offset: int, end_offset: int, append_time_us: int) -> list[Op]:
+        batch = ProducerBatch(new.producer_sequence, base_offset, end_offset, append_time_us)
+        forgotten = self.producers.record(new.producer_id, new.producer_epoch, batch)
+        key = producer_key(self.log_id, new.producer_id)
+        return [("put", PRODUCERS, key, self.producers.encode(new.producer_id)), *self._forget_producers(forgotten)]
+
+    def _forget_producers(self, producer_ids: Sequence[int]) -> list[Op]:
+        return [("delete", PRODUCERS, producer_key(self.log_id, producer_id)) for producer_id in producer_ids]
+
+    def _state_op(self) -> PutOp:
+        return ("put", STATE, self._key, self._state.encode())
+
+    def _check_exists(self) -> None:
+        if self.deleted:
+            raise UnknownLog(f"log {self.log_id} is deleted")
+
+    def _check_appendable(self) -> None:
+        self._check_exists()
+        disk = self._context.disk
+        if disk.full and (disk.exhausted or not self.may_use_reserve):
+            raise DiskFull("too little free disk space to append")
+        self._context.committer.check()
+
+    def _check_readable(self, offset: int) -> None:
+        self._check_exists()
+        if not self._state.log_start_offset <= offset <= self._state.end_offset:
+            raise OffsetOutOfRange(
+                offset, log_start_offset=self._state.log_start_offset, end_offset=self._state.end_offset
+            )
+
+    async def _in_reader(self, function: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._context.readers, function)

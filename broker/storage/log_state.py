@@ -1,0 +1,120 @@
+"""The keys of a log in RocksDB, and its saved state.
+
+The state is rewritten in the same write as every append, so that a start needs to read nothing else of a log. Keys
+begin with the log's number, big-endian: a log is one range in every family.
+"""
+
+import struct
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.storage.engine import MIB, FamilyOptions
+
+BATCHES: Final = "batches"
+INDEX: Final = "index"
+STATE: Final = "state"
+PRODUCERS: Final = "producers"
+TABLE: Final = "table"
+
+LOG_FAMILIES: Final = (BATCHES, INDEX, STATE, PRODUCERS, TABLE)
+
+
+def data_families(*, memtable_bytes: int) -> dict[str, FamilyOptions]:
+    """The column families of the `data` database."""
+    small = max(memtable_bytes // 4, 64 * 1024)
+    return {
+        BATCHES: FamilyOptions(write_buffer_bytes=memtable_bytes, blobs=True),
+        INDEX: FamilyOptions(write_buffer_bytes=small, compressed=True),
+        STATE: FamilyOptions(write_buffer_bytes=small),
+        PRODUCERS: FamilyOptions(write_buffer_bytes=small),
+        TABLE: FamilyOptions(write_buffer_bytes=small, compressed=True),
+    }
+
+
+def meta_families() -> dict[str, FamilyOptions]:
+    """The column families of the `meta` database."""
+    return {"log": FamilyOptions(write_buffer_bytes=4 * MIB), "snapshot": FamilyOptions(write_buffer_bytes=4 * MIB)}
+
+
+_LOG: Final = struct.Struct(">Q")
+_LOG_AND_NUMBER: Final = struct.Struct(">QQ")
+
+log_key = _LOG.pack
+"""log_key(log_id): the state's key, and the prefix of all others."""
+offset_key = _LOG_AND_NUMBER.pack
+"""offset_key(log_id, base_offset), in `batches` and `index`."""
+producer_key = _LOG_AND_NUMBER.pack
+"""producer_key(log_id, producer_id)."""
+
+
+def key_number(key: bytes) -> int:
+    """The base offset, or producer id, of such a key."""
+    number: int = _LOG_AND_NUMBER.unpack(key)[1]
+    return number
+
+
+def key_log_id(key: bytes) -> int:
+    """The log of any key."""
+    log_id: int = _LOG.unpack_from(key)[0]
+    return log_id
+
+
+_VERSION: Final = 1
+_STATE: Final = struct.Struct(">BqqqqqqqI")
+_EPOCH: Final = struct.Struct(">iq")
+
+
+@dataclass(slots=True)
+class LogState:
+    """What is saved of a log besides its batches."""
+
+    end_offset: int = 0
+    log_start_offset: int = 0
+    last_append_time_us: int = 0
+    end_position: int = 0
+    """Bytes of all envelopes that were ever appended."""
+    start_position: int = 0
+    """The same, up to the batch at log start; may lag behind it until maintenance has looked it up."""
+    batches_deleted_offset: int = 0
+    """Batches below are deleted from RocksDB."""
+    index_deleted_offset: int = 0
+    """Index entries below are deleted; they outlive their batches by the deduplication window."""
+    leader_epochs: list[tuple[int, int]] = field(default_factory=list)
+    """(leader epoch, its first offset), ascending."""
+
+    def encode(self) -> bytes:
+        """The value in the `state` family."""
+        fixed = _STATE.pack(
+            _VERSION,
+            self.end_offset,
+            self.log_start_offset,
+            self.last_append_time_us,
+            self.end_position,
+            self.start_position,
+            self.batches_deleted_offset,
+            self.index_deleted_offset,
+            len(self.leader_epochs),
+        )
+        return fixed + b"".join([_EPOCH.pack(*epoch) for epoch in self.leader_epochs])
+
+    @classmethod
+    def decode(cls, value: bytes) -> "LogState":
+        """Raises ValueError if it is damaged or of an unknown version."""
+        try:
+            version, *numbers, epoch_count = _STATE.unpack_from(value)
+            end, start, append_time_us, end_position, start_position, batches_deleted, index_deleted = numbers
+            epochs = list(_EPOCH.iter_unpack(value[_STATE.size :]))
+        except struct.error as error:
+            raise ValueError(f"a log's state of {len(value)} bytes is cut short") from error
+        if version != _VERSION or len(epochs) != epoch_count:
+            raise ValueError(f"a log's state of version {version} with {len(epochs)} leader epochs")
+        return cls(
+            end_offset=end,
+            log_start_offset=start,
+            last_append_time_us=append_time_us,
+            end_position=end_position,
+            start_position=start_position,
+            batches_deleted_offset=batches_deleted,
+            index_deleted_offset=index_deleted,
+            leader_epochs=[(epoch, first_offset) for epoch, first_offset in epochs],
+        )

@@ -1,0 +1,215 @@
+"""Opening a database after whatever happened to it: a torn tail is normal, a real loss is not.
+
+RocksDB replays its WAL up to damage at the very end (what a power cut leaves) and refuses damage further in. Neither
+tells how much is gone, so what it recovered is compared with the durable mark. At or past the mark, only writes
+that were never acknowledged are gone, and the database opens. Below it, or where RocksDB cannot open at all, promised
+records are lost: `StoreLoss`, and the operator decides (`postbus doctor --accept-loss`, here `accept_loss`).
+
+Where RocksDB refuses because of damage inside the WAL, a copy is opened with point-in-time recovery first: the damage
+may still lie past the mark, and opening the original that way would throw away what a closer look could save.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from broker.storage.durable_mark import DurableMark, read_mark
+from broker.storage.engine import Engine, FamilyOptions, RecoveryMode
+from broker.storage.errors import StoreCorrupt, StoreLoss
+
+LOSSES_FILE: Final = "losses.jsonl"
+_IMMUTABLE_SUFFIXES: Final = (".sst", ".blob")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSpec:
+    """What is to be opened: `name` is the folder in the data directory."""
+
+    name: str
+    families: Mapping[str, FamilyOptions]
+    block_cache_bytes: int
+    wal_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredDatabase:
+    """How an opening went."""
+
+    name: str
+    clean: bool
+    """It had been closed in good order."""
+    created: bool
+    damaged_tail: bool
+    """There was damage inside the WAL, past all that had been promised."""
+    wal_bytes: int
+    """Replayed."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One line of `losses.jsonl`: what an operator accepted."""
+
+    time_us: int
+    database: str
+    promised_sequence: int
+    recovered_sequence: int
+    reason: str
+    set_aside: str
+    """Where the damaged files are; empty: nothing was set aside."""
+
+
+def open_database(data_dir: Path, spec: DatabaseSpec) -> tuple[Engine, DurableMark, RecoveredDatabase]:
+    """Opens or creates. Raises StoreLoss, StoreFailed. Blocks for as long as the WAL takes to replay."""
+    begin = time.monotonic()
+    path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
+    created = not (path / "CURRENT").exists()
+    mark = read_mark(mark_path)
+    if mark is None and not created:
+        raise _loss(spec.name, "its durable mark is missing or unreadable, so nobody can tell what is gone")
+    if mark is None:
+        # The mark first: a database without one counts as damaged.
+        _write_mark(mark_path, 0)
+    promised = 0 if mark is None else mark.sequence
+    if created and promised:
+        raise _loss(spec.name, f"the database is gone, {promised} writes with it")
+    wal_bytes = sum(file.stat().st_size for file in path.glob("*.log"))
+    damaged_tail = False
+    try:
+        engine = _open(path, spec, "tolerate_torn_tail")
+    except StoreCorrupt as error:
+        recovered = _sequence_of_copy(path, spec)
+        if recovered is None or recovered < promised:
+            raise _loss(spec.name, f"{error} ({_count_text(promised, recovered)})") from error
+        engine = _open(path, spec, "point_in_time")
+        damaged_tail = True
+    recovered = engine.sequence()
+    if recovered < promised:
+        engine.close()
+        raise _loss(spec.name, _count_text(promised, recovered))
+    report = RecoveredDatabase(
+        name=spec.name,
+        clean=mark is not None and mark.clean,
+        created=created,
+        damaged_tail=damaged_tail,
+        wal_bytes=wal_bytes,
+        seconds=time.monotonic() - begin,
+    )
+    return engine, DurableMark(mark_path), report
+
+
+def accept_loss(data_dir: Path, spec: DatabaseSpec, *, now_us: int) -> Loss | None:
+    """Makes a database open again with what is left of it, and records what is gone. None: nothing is.
+
+    The damaged files are kept beside it (as hard links: they cost space only once they would have been deleted).
+    Where nothing can be opened at all, it begins empty.
+    """
+    path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
+    try:
+        engine, mark, _ = open_database(data_dir, spec)
+    except StoreLoss as error:
+        reason = str(error)
+    else:
+        mark.close()
+        engine.close()
+        return None
+    promised = read_mark(mark_path)
+    set_aside = data_dir / f"{spec.name}.damaged-{now_us}"
+    if path.exists():
+        _copy(path, set_aside)
+    try:
+        engine = _open(path, spec, "point_in_time")
+    except StoreCorrupt:
+        shutil.rmtree(path)
+        engine = _open(path, spec, "tolerate_torn_tail")
+    recovered = engine.sequence()
+    engine.close()
+    loss = Loss(
+        time_us=now_us,
+        database=spec.name,
+        promised_sequence=0 if promised is None else promised.sequence,
+        recovered_sequence=recovered,
+        reason=reason,
+        set_aside=set_aside.name if set_aside.exists() else "",
+    )
+    # Recorded before the mark is lowered: after that nothing else would tell.
+    with (data_dir / LOSSES_FILE).open("a") as file:
+        file.write(json.dumps(asdict(loss)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    _write_mark(mark_path, recovered)
+    return loss
+
+
+def accepted_losses(data_dir: Path) -> list[Loss]:
+    """What was accepted so far, oldest first."""
+    try:
+        lines = (data_dir / LOSSES_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [Loss(**json.loads(line)) for line in lines]
+
+
+def _open(path: Path, spec: DatabaseSpec, recovery_mode: RecoveryMode) -> Engine:
+    return Engine.open(
+        path,
+        spec.families,
+        block_cache_bytes=spec.block_cache_bytes,
+        wal_bytes_max=spec.wal_bytes_max,
+        recovery_mode=recovery_mode,
+    )
+
+
+def _sequence_of_copy(path: Path, spec: DatabaseSpec) -> int | None:
+    """How far point-in-time recovery gets; None: it doesn't open either."""
+    copy = path.with_name(f"{path.name}.recovering")
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        _copy(path, copy)
+        engine = _open(copy, spec, "point_in_time")
+        recovered = engine.sequence()
+        engine.close()
+        return recovered
+    except StoreCorrupt:
+        return None
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A database's files: links to what RocksDB never changes, copies of the rest (WAL, manifest)."""
+    target.mkdir()
+    for file in source.iterdir():
+        if not file.is_file() or file.name == "LOCK":
+            continue
+        if file.suffix in _IMMUTABLE_SUFFIXES:
+            with contextlib.suppress(FileNotFoundError):
+                os.link(file, target / file.name)
+        else:
+            shutil.copy2(file, target / file.name)
+
+
+def _write_mark(path: Path, sequence: int) -> None:
+    mark = DurableMark(path)
+    mark.record(sequence)
+    mark.sync()
+    mark.close()
+
+
+def _count_text(promised: int, recovered: int | None) -> str:
+    if recovered is None:
+        return f"{promised} writes were promised, and it does not open"
+    return f"{promised} writes were promised, {recovered} are left"
+
+
+def _loss(name: str, what: str) -> StoreLoss:
+    return StoreLoss(
+        f"database {name!r} has lost acknowledged records: {what}. Restore it from a copy, or run "
+        f"`postbus doctor --accept-loss` to go on with what is left"
+    )

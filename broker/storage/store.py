@@ -1,0 +1,378 @@
+"""A node's data: both databases, every log, and the lock on their folder.
+
+Owns what lives in the data directory: `LOCK`, `FORMAT`, `meta/` (the controller's metadata log) and `data/` (partition
+logs), each with its durable mark. Opens and closes all of it, hands out logs by number, and runs the loops that keep
+it healthy (`maintenance.py`). It knows logs by number only, never topics: `log_id`s come from the controller, which
+never gives one out twice.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker.clock import Clock
+from broker.storage.committer import Committer, CommitterSettings
+from broker.storage.data_dir import DataDir
+from broker.storage.disk_watch import DiskWatch, free_bytes
+from broker.storage.durable_mark import DurableMark
+from broker.storage.engine import Engine
+from broker.storage.errors import StoreFailed, UnknownLog
+from broker.storage.log import LogContext, PartitionLog
+from broker.storage.log_reader import LogReader
+from broker.storage.log_state import (
+    PRODUCERS,
+    STATE,
+    LogState,
+    data_families,
+    key_log_id,
+    key_number,
+    log_key,
+    meta_families,
+)
+from broker.storage.maintenance import Maintenance, MaintenanceSettings
+from broker.storage.producers import ProducerTable
+from broker.storage.recovery import DatabaseSpec, Loss, RecoveredDatabase, accept_loss, open_database
+from broker.storage.request_ids import RequestIdTable
+from broker.storage.tail import Tail
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """Every bound of storage."""
+
+    append_queue_bytes_max: int = 32 * MIB
+    """Bytes appended and not yet durable, beyond which publishers wait. Memory, and time to stop."""
+    tail_bytes_max: int = 64 * MIB
+    """Recent batches kept in memory. Subscribers further behind read from RocksDB."""
+    block_cache_bytes: int = 32 * MIB
+    """RocksDB's cache of index and state blocks."""
+    memtable_bytes: int = 32 * MIB
+    """Of the batches, four at most. Less: more stalls. More: memory."""
+    wal_bytes_max: int = 96 * MIB
+    """Write-ahead log to replay after a crash: about a second for each 50 MB of tiny batches."""
+    reader_threads: int = 2
+    """For reads that are not in memory."""
+    disk_free_min_bytes: int = 1024 * MIB
+    """Below it publishing is refused; reading goes on, and publishing resumes by itself with a tenth more."""
+    disk_reserve_bytes: int = 256 * MIB
+    """Below it internal logs (committed offsets) are refused too."""
+    request_ids_max: int = 200_000
+    """Request ids remembered a partition; more inside the window are refused. About 300 bytes each."""
+    producers_max: int = 10_000
+    """Producers remembered a partition; beyond it the longest silent one is forgotten and must take a new epoch."""
+    producer_expiry_ms: int = 7 * 24 * 3600 * 1000
+    """Silence after which a producer is forgotten."""
+    mark_sync_interval_ms: int = 1000
+    """How often the durable mark of `data` is fsynced. A loss within this time before a power cut may go unnoticed."""
+    disk_check_interval_ms: int = 1000
+    """How often free space is looked at."""
+    maintenance: MaintenanceSettings = field(default_factory=MaintenanceSettings)
+    """Retention and the return of disk space."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What opening did, to be told at the start."""
+
+    logs_count: int
+    wal_bytes: int
+    seconds: float
+    clean: bool
+    """The last stop was in good order."""
+    created: bool
+    """There was nothing before."""
+    databases: tuple[RecoveredDatabase, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetaStore:
+    """The database of the controller's metadata log: families `log` and `snapshot`."""
+
+    engine: Engine
+    committer: Committer
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What the opening thread hands to the loop."""
+
+    data_dir: DataDir
+    meta: tuple[Engine, DurableMark]
+    data: tuple[Engine, DurableMark]
+    states: dict[int, LogState]
+    producers: dict[int, list[tuple[int, bytes]]]
+    report: RecoveryReport
+
+
+class LogStore:
+    """On the loop only."""
+
+    def __init__(
+        self,
+        opened: _Opened,
+        *,
+        settings: StorageSettings,
+        clock: Clock,
+        on_fatal: Callable[[Exception], None],
+        on_maintenance_error: Callable[[Exception], None],
+        disk: DiskWatch,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Use `LogStore.open`."""
+        self.recovery = opened.report
+        self._settings = settings
+        self._data_dir = opened.data_dir
+        self._disk = disk
+        self._tail = Tail(bytes_max=settings.tail_bytes_max)
+        self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="reader")
+        self._marks = [opened.meta[1], opened.data[1]]
+        self._engine = opened.data[0]
+        self._closed = False
+        self._committer = Committer(
+            self._engine,
+            opened.data[1],
+            loop=loop,
+            on_fatal=on_fatal,
+            settings=CommitterSettings(
+                append_queue_bytes_max=settings.append_queue_bytes_max,
+                mark_sync_interval_ms=settings.mark_sync_interval_ms,
+            ),
+            name="commit-data",
+        )
+        meta_committer = Committer(opened.meta[0], opened.meta[1], loop=loop, on_fatal=on_fatal, name="commit-meta")
+        self.meta = MetaStore(engine=opened.meta[0], committer=meta_committer)
+        self._maintenance = Maintenance(
+            engine=self._engine,
+            clock=clock,
+            logs=self.logs,
+            barrier=self.barrier,
+            on_error=on_maintenance_error,
+            check_disk=self.check_disk,
+            disk_check_interval_ms=settings.disk_check_interval_ms,
+            producer_expiry_ms=settings.producer_expiry_ms,
+            settings=settings.maintenance,
+        )
+        self._context = LogContext(committer=self._committer, readers=self._readers, disk=disk)
+        self._logs: dict[int, PartitionLog] = {}
+        for log_id, state in opened.states.items():
+            self._logs[log_id] = self._make_log(log_id, state, opened.producers.get(log_id, ()))
+        self._maintenance.start()
+
+    @classmethod
+    async def open(
+        cls,
+        data_dir: Path,
+        settings: StorageSettings,
+        clock: Clock,
+        on_fatal: Callable[[Exception], None],
+        *,
+        on_maintenance_error: Callable[[Exception], None] = lambda error: None,
+        free_bytes: Callable[[Path], int] = free_bytes,
+    ) -> "LogStore":
+        """Opens or creates. on_fatal: called on the loop when a disk fails; the process must end at once.
+
+        on_maintenance_error: retention or reclaim failed and will be tried again; to be logged.
+
+        Raises StoreLocked, StoreLoss, StoreCorrupt, StoreFailed.
+        """
+        opened = await asyncio.to_thread(_open, data_dir, settings)
+        disk = DiskWatch(
+            data_dir,
+            free_min_bytes=settings.disk_free_min_bytes,
+            reserve_bytes=settings.disk_reserve_bytes,
+            free_bytes=free_bytes,
+        )
+        loop = asyncio.get_running_loop()
+        return cls(
+            opened,
+            settings=settings,
+            clock=clock,
+            on_fatal=on_fatal,
+            on_maintenance_error=on_maintenance_error,
+            disk=disk,
+            loop=loop,
+        )
+
+    def log(self, log_id: int) -> PartitionLog:
+        """Raises UnknownLog."""
+        try:
+            return self._logs[log_id]
+        except KeyError:
+            raise UnknownLog(f"log {log_id} does not exist") from None
+
+    def logs(self) -> list[PartitionLog]:
+        """All of them."""
+        return list(self._logs.values())
+
+    def log_ids(self) -> list[int]:
+        """Their numbers."""
+        return list(self._logs)
+
+    def create_log(self, log_id: int) -> PartitionLog:
+        """A new, empty log; the one that is there already, if it is (a start repeats what may not have been saved)."""
+        log = self._logs.get(log_id)
+        if log is None:
+            state = LogState()
+            self._committer.submit([("put", STATE, log_key(log_id), state.encode())], size_bytes=64)
+            log = self._logs[log_id] = self._make_log(log_id, state, ())
+        return log
+
+    def delete_log(self, log_id: int) -> None:
+        """Deletes a log with all that belongs to it; does nothing if it is not there. Its space comes back later."""
+        log = self._logs.pop(log_id, None)
+        if log is not None:
+            self._committer.submit(log.delete_ops(), size_bytes=256)
+            log.close(deleted=True)
+            self._maintenance.range_deleted(log_key(log_id), log_key(log_id + 1))
+
+    @property
+    def disk_full(self) -> bool:
+        """True: nothing may be published."""
+        return self._disk.full
+
+    @property
+    def disk_free_bytes(self) -> int:
+        """As of the last look, at most `disk_check_interval_ms` ago."""
+        return self._disk.free_bytes
+
+    def check_disk(self) -> None:
+        """Looks at the free space now."""
+        self._disk.check()
+
+    @property
+    def committer(self) -> Committer:
+        """Of the partition logs: back-pressure, barriers, metrics."""
+        return self._committer
+
+    @property
+    def tail_bytes(self) -> int:
+        """Recent batches in memory."""
+        return self._tail.size_bytes
+
+    async def wait_for_room(self) -> None:
+        """Back-pressure for publishers: waits, in turn, while too much is queued for the disk."""
+        await self._committer.wait_for_room()
+
+    async def barrier(self) -> None:
+        """Returns when all that was appended, trimmed, created or deleted so far is durable."""
+        await self._committer.barrier()
+
+    async def maintain(self) -> None:
+        """One round of retention and space reclaim, now. The loops do the same by themselves."""
+        await self._maintenance.run_once()
+
+    async def close(self) -> None:
+        """Drains, closes, and leaves a clean mark. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        # Drain first: stopping maintenance cancels RocksDB's background work, without which writes could stall.
+        await self._committer.close()
+        await self.meta.committer.close()
+        await self._maintenance.stop()
+        for log in self._logs.values():
+            log.close()
+        await asyncio.to_thread(self._close_files)
+
+    def _close_files(self) -> None:
+        self._readers.shutdown(wait=True)
+        committers = (self.meta.committer, self._committer)
+        for engine, mark, committer in zip((self.meta.engine, self._engine), self._marks, committers, strict=True):
+            if not committer.failed:
+                mark.record(engine.sequence(), clean=True)
+                mark.sync()
+            mark.close()
+            engine.close()
+        self._data_dir.release()
+
+    def _make_log(self, log_id: int, state: LogState, saved_producers: Iterable[tuple[int, bytes]]) -> PartitionLog:
+        producers = ProducerTable(producers_max=self._settings.producers_max)
+        producers.load(iter(saved_producers))
+        return PartitionLog(
+            log_id,
+            state,
+            context=self._context,
+            reader=LogReader(self._engine, log_id),
+            tail=self._tail.of_log(),
+            producers=producers,
+            request_ids=RequestIdTable(request_ids_max=self._settings.request_ids_max),
+        )
+
+
+def accept_losses(data_dir: Path, settings: StorageSettings, *, now_us: int) -> list[Loss]:
+    """For `postbus doctor --accept-loss`: makes a store that raised StoreLoss open again. Blocks.
+
+    Returns what was lost, which is recorded in the data directory too. Raises StoreLocked, StoreFailed.
+    """
+    lock = DataDir.acquire(data_dir)
+    try:
+        losses = [accept_loss(data_dir, spec, now_us=now_us) for spec in _specs(settings)]
+        return [loss for loss in losses if loss is not None]
+    finally:
+        lock.release()
+
+
+def _specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpec]:
+    meta = DatabaseSpec(
+        name="meta", families=meta_families(), block_cache_bytes=2 * MIB, wal_bytes_max=settings.wal_bytes_max // 8
+    )
+    data = DatabaseSpec(
+        name="data",
+        families=data_families(memtable_bytes=settings.memtable_bytes),
+        block_cache_bytes=settings.block_cache_bytes,
+        wal_bytes_max=settings.wal_bytes_max,
+    )
+    return meta, data
+
+
+def _open(path: Path, settings: StorageSettings) -> _Opened:
+    begin = time.monotonic()
+    data_dir = DataDir.acquire(path)
+    opened: list[tuple[Engine, DurableMark, RecoveredDatabase]] = []
+    try:
+        for spec in _specs(settings):
+            opened.append(open_database(path, spec))  # noqa: PERF401 - what is open must be closed if the next fails
+        (meta_engine, meta_mark, meta_report), (engine, mark, report) = opened
+        states = _load_states(engine)
+        producers = _load_producers(engine)
+    except BaseException:
+        for open_engine, open_mark, _ in opened:
+            open_mark.close()
+            open_engine.close()
+        data_dir.release()
+        raise
+    return _Opened(
+        data_dir=data_dir,
+        meta=(meta_engine, meta_mark),
+        data=(engine, mark),
+        states=states,
+        producers=producers,
+        report=RecoveryReport(
+            logs_count=len(states),
+            wal_bytes=meta_report.wal_bytes + report.wal_bytes,
+            seconds=time.monotonic() - begin,
+            clean=meta_report.clean and report.clean,
+            created=meta_report.created and report.created,
+            databases=(meta_report, report),
+        ),
+    )
+
+
+def _load_states(engine: Engine) -> dict[int, LogState]:
+    """The only thing that a start reads of each log, together with its producers."""
+    try:
+        return {key_log_id(key): LogState.decode(value) for key, value in engine.scan(STATE, b"", b"\xff" * 9)}
+    except ValueError as error:
+        raise StoreFailed(f"loading the logs: {error}") from error
+
+
+def _load_producers(engine: Engine) -> dict[int, list[tuple[int, bytes]]]:
+    producers: dict[int, list[tuple[int, bytes]]] = {}
+    for key, value in engine.scan(PRODUCERS, b"", b"\xff" * 17):
+        producers.setdefault(key_log_id(key), []).append((key_number(key), value))
+    return producers
