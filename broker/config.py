@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     # Storage
     append_queue_bytes_max: Bytes = _setting(
         "storage",
-        64 * MIB,
+        32 * MIB,
         "Bytes that may wait for the disk; above it publishers are slowed down. More smooths bursts and costs memory.",
         ge=MIB,
     )
@@ -144,8 +144,8 @@ class Settings(BaseSettings):
     disk_free_min_bytes: Bytes = _setting(
         "storage",
         GIB,
-        "Free bytes on the disk below which publishing is refused until there is room again. "
-        "Too low risks that RocksDB meets a full disk, which ends the process.",
+        "Free bytes on the disk below which publishing is refused until there is room again; below a quarter of it, "
+        "committing offsets too. Too low risks that RocksDB meets a full disk, which ends the process.",
         ge=0,
     )
     disk_check_interval_seconds: Seconds = _setting(
@@ -157,11 +157,8 @@ class Settings(BaseSettings):
     memtable_bytes: Bytes = _setting(
         "storage",
         32 * MIB,
-        "Size of one memtable of a database. Larger means fewer flushes, more memory and a slower restart.",
+        "Size of one memtable of batches, of which there are up to four. Less: more stalls. More: memory.",
         ge=MIB,
-    )
-    memtable_count: int = _setting(
-        "storage", 4, "Memtables of a database that may fill up before writes have to wait.", ge=2, le=32
     )
     wal_bytes_max: Bytes = _setting(
         "storage",
@@ -169,12 +166,8 @@ class Settings(BaseSettings):
         "Size of a database's write-ahead log at which memtables are flushed. Larger makes restarts slower.",
         ge=4 * MIB,
     )
-    retention_check_interval_seconds: Seconds = _setting(
-        "storage",
-        10.0,
-        "Seconds between runs of retention. Records may outlive their time by that much.",
-        gt=0,
-        le=HOUR,
+    retention_interval_seconds: Seconds = _setting(
+        "storage", 5.0, "Seconds between runs of retention. Records may outlive their time by that much.", gt=0, le=HOUR
     )
     metadata_snapshot_records: int = _setting(
         "storage",
@@ -235,9 +228,20 @@ class Settings(BaseSettings):
     request_ids_max: int = _setting(
         "topics",
         200_000,
-        "Request ids remembered for a partition (about 200 bytes each); at the bound, new ones are refused.",
+        "Request ids remembered for a partition (about 300 bytes each); at the bound, new ones are refused.",
         ge=1,
         le=10_000_000,
+    )
+
+    producers_max: int = _setting(
+        "topics",
+        10_000,
+        "Idempotent producers remembered for a partition; beyond, the longest silent one must take a new epoch.",
+        ge=1,
+        le=10_000_000,
+    )
+    producer_expiry_seconds: Seconds = _setting(
+        "topics", 7 * DAY, "Silence after which an idempotent producer is forgotten.", ge=MINUTE, le=366 * DAY
     )
 
     # Publishing
@@ -250,19 +254,6 @@ class Settings(BaseSettings):
         "A PublishStream whose client reads no acknowledgements for so long is ended.",
         gt=0,
         le=HOUR,
-    )
-    publish_stream_requests_max: int = _setting(
-        "publish",
-        1_000,
-        "Requests of one PublishStream that may be unanswered; further ones are not read meanwhile.",
-        ge=1,
-        le=100_000,
-    )
-    publish_stream_bytes_max: Bytes = _setting(
-        "publish",
-        8 * MIB,
-        "Bytes of one PublishStream that may be unanswered; further requests are not read meanwhile.",
-        ge=MIB,
     )
 
     # Subscribing
@@ -280,7 +271,7 @@ class Settings(BaseSettings):
         "subscribe", 5.0, "Seconds between heartbeats on a stream that has nothing to send.", ge=0.1, le=HOUR
     )
     fetch_wait_seconds_max: Seconds = _setting(
-        "subscribe", 30.0, "Longest time that a Fetch may wait for records.", gt=0, le=10 * MINUTE
+        "subscribe", 60.0, "Longest time that a Fetch may wait for records.", gt=0, le=10 * MINUTE
     )
 
     # Groups
@@ -303,6 +294,13 @@ class Settings(BaseSettings):
     )
     processing_timeout_seconds_max: Seconds = _setting(
         "groups", HOUR, "Longest processing timeout that a member may ask for.", gt=0, le=7 * DAY
+    )
+    session_timeout_seconds: Seconds = _setting(
+        "groups",
+        45.0,
+        "Silence after which a member that has no stream, but calls Heartbeat, loses its partitions.",
+        ge=1,
+        le=HOUR,
     )
     static_member_timeout_seconds: Seconds = _setting(
         "groups", 45.0, "How long an absent static member keeps its partitions.", ge=0, le=DAY
@@ -387,8 +385,6 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{name} should exceed batch_bytes_max by 64 KiB at least, or full batches do not pass"
                 )
-        if self.publish_stream_bytes_max < self.message_receive_bytes_max:
-            raise ValueError("publish_stream_bytes_max should hold one message of message_receive_bytes_max at least")
         if self.append_queue_bytes_max < 2 * self.batch_bytes_max:
             raise ValueError("append_queue_bytes_max should hold two batches of batch_bytes_max at least")
         if self.processing_timeout_seconds > self.processing_timeout_seconds_max:
