@@ -10,6 +10,8 @@ from postbus.v1 import subscriber_pb2
 
 from broker.groups.records import PartitionKey
 
+PROCESSING_TIMEOUT_MS_DEFAULT = 300_000
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -43,7 +45,7 @@ class HeartbeatCall:
     topics: tuple[str, ...] | None = None
     owned: frozenset[PartitionKey] | None = None
     leave: bool = False
-    processing_timeout_ms: int = 300_000
+    processing_timeout_ms: int = PROCESSING_TIMEOUT_MS_DEFAULT
     rack: str = ""
     stream: bool = False
     start_at: Mapping[str, subscriber_pb2.StartPosition] = field(default_factory=dict)

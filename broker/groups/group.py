@@ -226,6 +226,10 @@ class Group:
             assigned.append(Assigned(topic.name, key[0], key[1], offset, owner.fence))
         return tuple(assigned)
 
+    def has_fence_from(self, offset: int, member_id: str) -> bool:
+        """Whether an owner record of the member stands at or after this offset of the log."""
+        return any(owner.fence >= offset and owner.member_id == member_id for owner in self.owners.values())
+
     def revoking(self, member_id: str) -> list[PartitionKey]:
         """What the member may still be using and should give up."""
         return [key for key in self.holdings(member_id) if self.target.get(key) != member_id]

@@ -21,8 +21,6 @@ from broker.groups.records import (
     Record,
 )
 
-OFFSET_RETENTION_US_DEFAULT = 30 * 24 * 3600 * 1_000_000
-
 
 @dataclass(frozen=True, slots=True)
 class Commits:
@@ -124,21 +122,21 @@ def decide_delete(group: Group) -> list[Record]:
     return [*decide_topic_deleted(group, topic_ids_of(group)), Record(group.name, SETTINGS, None)]
 
 
-def decide_expiry(group: Group, *, now_us: int) -> list[Record]:
+def decide_expiry(group: Group, *, now_us: int, retention_us_default: int | None) -> list[Record]:
     """Offsets that nobody used for too long go, and with them the group, unless it was given settings."""
     if group.settings is None or group.members:
         return []
     config = group.config
-    retention_us = OFFSET_RETENTION_US_DEFAULT
+    retention_us = retention_us_default
     if config.HasField("offset_retention"):
-        retention_us = config.offset_retention.ToMicroseconds()
-        if retention_us == 0:
-            return []
+        retention_us = config.offset_retention.ToMicroseconds() or None
+    if retention_us is None:
+        return []
     newest_us = max((committed.commit_time_us for committed in group.committed.values()), default=0)
     used_us = max(group.settings.empty_since_us, newest_us)
     if used_us == 0 or now_us - used_us < retention_us:
         return []
-    records = decide_topic_deleted(group, topic_ids_of(group))
+    records = decide_topic_deleted(group, topic_ids_of(group))  # nothing, once they are gone
     if not group.settings.config:
         records.append(Record(group.name, SETTINGS, None))
     return records
