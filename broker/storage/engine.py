@@ -137,7 +137,7 @@ class Engine:
 
     def _items(self, family: str, begin: bytes, end: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         options = rocksdict.ReadOptions()
-        options.set_iterate_lower_bound(begin)
+        # rocksdict 0.3.29's set_iterate_lower_bound sets the upper bound: the lower one is watched below.
         options.set_iterate_upper_bound(end)
         cursor = self._families[family].iter(options)
         step = cursor.prev if reverse else cursor.next
@@ -146,7 +146,10 @@ class Engine:
         else:
             cursor.seek(begin)
         while cursor.valid():
-            yield cursor.key(), cursor.value()
+            key = cursor.key()
+            if key < begin:
+                return
+            yield key, cursor.value()
             step()
         cursor.status()
 

@@ -24,8 +24,8 @@ from broker.storage import envelope
 from broker.storage.batch import Appended, NewBatch, StoredBatch
 from broker.storage.committer import Committer
 from broker.storage.engine import DeleteOp, Op, PutOp
-from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, UnknownLog
-from broker.storage.log_reader import Indexed, LogReader, MissingBatch
+from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, StoreCorrupt, UnknownLog
+from broker.storage.log_reader import Indexed, LogReader
 from broker.storage.log_state import (
     BATCHES,
     INDEX,
@@ -241,19 +241,27 @@ class PartitionLog:
     def _read_cold(self, offset: int, end_offset: int, max_bytes: int) -> list[StoredBatch]:
         try:
             return self._reader.read(offset, end_offset=end_offset, max_bytes=max_bytes)
-        except MissingBatch as error:
-            raise LogCorrupt(error.log_id, error.offset, error.why) from None
+        except StoreCorrupt as error:  # in the index
+            raise LogCorrupt(self.log_id, offset, str(error)) from error
 
     async def offset_for_time(self, time_us: int, *, end_offset: int) -> int:
-        """The first offset that was appended then or later; end_offset if there is none below it."""
+        """The first offset that was appended then or later; end_offset if there is none below it.
+
+        Raises LogCorrupt, UnknownLog.
+        """
         self._check_exists()
         begin = self._state.log_start_offset
         if time_us > self._state.last_append_time_us:
             return end_offset
         end = min(end_offset, self.written_end_offset)
-        found = await self._in_reader(
-            lambda: self._reader.first_where(lambda entry: entry.append_time_us >= time_us, begin=begin, end=end)
-        )
+
+        def search() -> Indexed | None:
+            try:
+                return self._reader.first_where(lambda entry: entry.append_time_us >= time_us, begin=begin, end=end)
+            except StoreCorrupt as error:
+                raise LogCorrupt(self.log_id, begin, str(error)) from error
+
+        found = await self._in_reader(search)
         # The log start may have moved meanwhile, and may lie inside the batch.
         return end_offset if found is None else min(end_offset, max(found.base_offset, self._state.log_start_offset))
 

@@ -25,10 +25,6 @@ _SCAN_FIRST_COUNT: Final = 32
 _SCAN_COUNT_MAX: Final = 1024
 
 
-class MissingBatch(LogCorrupt):
-    """The index names a batch that is not there: trimmed meanwhile, or lost."""
-
-
 class Indexed(NamedTuple):
     """A batch as the index knows it."""
 
@@ -51,7 +47,8 @@ class LogReader:
     def read(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch]:
         """Batches from the one that holds `offset` (or the first after it), below end_offset; see PartitionLog.read.
 
-        A damaged or missing batch ends the answer before it; as the first it raises LogCorrupt or MissingBatch.
+        A damaged or missing batch ends the answer before it; as the first it raises LogCorrupt. Raises StoreCorrupt
+        for damage in the index.
         """
         wanted: list[Indexed] = []
         size_bytes = 0
@@ -164,7 +161,8 @@ class LogReader:
 
     def _checked(self, indexed: Indexed, value: bytes | None) -> StoredBatch:
         if value is None:
-            raise MissingBatch(self._log_id, indexed.base_offset, "the batch is missing")
+            # Trimmed meanwhile, or lost: the log knows which.
+            raise LogCorrupt(self._log_id, indexed.base_offset, "the batch is missing")
         try:
             stored = envelope.decode(value)
         except EnvelopeDamaged as error:

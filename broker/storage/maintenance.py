@@ -111,17 +111,23 @@ class Maintenance:
         """Trims each log as its settings say, and deletes what lies before the log starts."""
         async with self._round:
             for log in self._logs():
-                if log.deleted:
-                    continue
-                now_us = self._clock.wall_us()
-                if log.retention_us is not None or log.retention_bytes is not None:
-                    await log.apply_retention(now_us, log.retention_us, log.retention_bytes)
-                if not log.deleted and log.settle_is_due(now_us):
-                    deleted_range = await log.settle(now_us)
-                    if deleted_range is not None:
-                        self.range_deleted(*deleted_range)
-                if not log.deleted:
-                    log.expire_producers(now_us - self._producer_expiry_ms * 1000)
+                try:
+                    await self._trim(log)
+                except StorageError as error:
+                    # One damaged log must not keep the disk full of the others.
+                    if not self._stopping.is_set():
+                        self._on_error(error)
+
+    async def _trim(self, log: PartitionLog) -> None:
+        now_us = self._clock.wall_us()
+        if not log.deleted and (log.retention_us is not None or log.retention_bytes is not None):
+            await log.apply_retention(now_us, log.retention_us, log.retention_bytes)
+        if not log.deleted and log.settle_is_due(now_us):
+            deleted_range = await log.settle(now_us)
+            if deleted_range is not None:
+                self.range_deleted(*deleted_range)
+        if not log.deleted:
+            log.expire_producers(now_us - self._producer_expiry_ms * 1000)
 
     async def reclaim(self) -> None:
         """Gives back the space of what was deleted."""
