@@ -288,6 +288,12 @@ def go() -> str:
 
 
 @pytest.fixture(scope="session")
+def build() -> Callable[..., None]:
+    """Runs a build command; the test fails with what it said if it fails."""
+    return _build
+
+
+@pytest.fixture(scope="session")
 def go_clients(go: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the programs of clients/go: publisher, subscriber, bench."""
     folder = tmp_path_factory.mktemp("go")
@@ -353,7 +359,7 @@ def _toolchain(name: str, version_arguments: list[str], minimum: tuple[int, int]
     pytest.skip(message)
 
 
-def _build(command: list[str], *, cwd: Path) -> None:
+def _build(command: list[str | Path], *, cwd: Path) -> None:
     built = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=BUILD_S, check=False)
     if built.returncode != 0:
-        pytest.fail(f"{' '.join(command)} failed:\n{built.stdout[-3000:]}{built.stderr[-3000:]}")
+        pytest.fail(f"{' '.join(map(str, command))} failed:\n{built.stdout[-3000:]}{built.stderr[-3000:]}")

@@ -1,0 +1,118 @@
+"""The billing service: event-sourced. Its ledger is made from `orders` and from nothing else.
+
+    python billing.py              reads `orders` as the group "billing", publishes to `invoices`
+    python billing.py --rebuild    makes the ledger from the first order on, prints the invoices and ends
+
+An order is acknowledged after its invoice is durable. If it comes again (a kill between the two), the ledger knows it
+and the same invoice goes out once more, word for word: whoever reads invoices takes one of an order id.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+from dataclasses import asdict, dataclass, field
+
+from postbus import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """What a customer owes for one order, and in all."""
+
+    order_id: str
+    customer: str
+    number: str
+    amount_cents: int
+    balance_cents: int
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Every invoice, as a function of the orders alone: equal logs give equal ledgers.
+
+    Numbers and balances go by customer. A customer's orders share a key, hence a partition, hence an order; how
+    partitions interleave makes no difference.
+    """
+
+    invoices: dict[str, Invoice] = field(default_factory=dict)
+    latest: dict[str, Invoice] = field(default_factory=dict)
+    next_offset: dict[int, int] = field(default_factory=dict)
+
+    def bill(self, partition: int, offset: int, value: bytes) -> Invoice:
+        """The invoice for the order at this offset; one that is known, here or elsewhere, is not billed anew."""
+        event = json.loads(value)
+        order_id, customer = event["order_id"], event["customer"]
+        if order_id not in self.invoices:
+            before = self.latest.get(customer)
+            count = int(before.number.rpartition("/")[2]) if before else 0
+            amount = event["quantity"] * event["unit_price_cents"]
+            invoice = Invoice(
+                order_id=order_id,
+                customer=customer,
+                number=f"{customer}/{count + 1}",
+                amount_cents=amount,
+                balance_cents=amount + (before.balance_cents if before else 0),
+            )
+            self.invoices[order_id] = self.latest[customer] = invoice
+        self.next_offset[partition] = max(offset + 1, self.next_offset.get(partition, 0))
+        return self.invoices[order_id]
+
+
+async def serve(client: Client) -> None:
+    """Bills orders as a member of the group, for ever."""
+    ledger = Ledger()
+    await replay(client, ledger)
+    async with client.subscribe("orders", group="billing", ack="manual") as orders:
+        async for batch in orders.batches():
+            known = ledger.next_offset.get(batch.partition, 0)
+            if batch.base_offset > known:  # another member billed here while we ran
+                await replay(client, ledger, partition=batch.partition, start=known, stop=batch.base_offset)
+            invoices = [ledger.bill(batch.partition, record.offset, record.value) for record in batch]
+            deliveries = [
+                await client.publish("invoices", json.dumps(asdict(invoice)), key=invoice.customer)
+                for invoice in invoices
+            ]
+            for delivery in deliveries:
+                await delivery
+            await batch.ack()  # only now: a kill before this line costs nothing but doing it again
+            for invoice in invoices:
+                print(invoice.order_id, flush=True)
+
+
+async def replay(
+    client: Client, ledger: Ledger, *, partition: int | None = None, start: int = 0, stop: int | str = "latest"
+) -> None:
+    """Puts old orders into the ledger: all of them, or a part of one partition. Publishes nothing."""
+    part = {} if partition is None else {"partitions": [partition], "positions": {("orders", partition): start}}
+    async with client.subscribe("orders", stop=stop, **part) as orders:
+        async for record in orders:
+            ledger.bill(record.partition, record.offset, record.value)
+
+
+async def rebuild(client: Client) -> None:
+    """Prints the ledger as the log tells it."""
+    ledger = Ledger()
+    await replay(client, ledger)
+    for order_id in sorted(ledger.invoices):
+        print(json.dumps(asdict(ledger.invoices[order_id])))
+
+
+async def main() -> None:
+    """Runs until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", default="localhost:7070", help="any node of the bus, or several")
+    parser.add_argument("--rebuild", action="store_true", help="print the ledger as the log tells it, and end")
+    options = parser.parse_args()
+
+    async with Client(options.address) as client:
+        work = asyncio.ensure_future(rebuild(client) if options.rebuild else serve(client))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
