@@ -248,6 +248,19 @@ class Settings(BaseSettings):
     publish_timeout_seconds: Seconds = _setting(
         "publish", 30.0, "How long a publish waits for its acknowledgement when it does not say.", gt=0, le=HOUR
     )
+    publish_stream_requests_max: int = _setting(
+        "publish",
+        1_000,
+        "Requests of one PublishStream that may be unanswered; further ones are not read meanwhile.",
+        ge=1,
+        le=100_000,
+    )
+    publish_stream_bytes_max: Bytes = _setting(
+        "publish",
+        8 * MIB,
+        "Bytes of one PublishStream that may be unanswered; further requests are not read meanwhile.",
+        ge=MIB,
+    )
     publisher_unread_timeout_seconds: Seconds = _setting(
         "publish",
         30.0,

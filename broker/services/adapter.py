@@ -1,0 +1,200 @@
+"""Between grpc.aio and the servicers: raw bytes in, raw bytes out, and every way in which a call can end.
+
+gRPC's own (de)serialisers would answer UNKNOWN with an exception's text for a message that does not parse, so they
+are the identity here and parsing happens inside the handler. A stream has one reader task and no cancelled reads: a
+read that times out ends the whole call in grpc.aio. A client's end arrives as CancelledError, or as InternalError
+when the handler is blocked in a write; both are the same to a servicer.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from broker import errors
+from broker.errors import PostbusError
+from broker.services.requests import parse_checked
+
+log = structlog.get_logger(__name__)
+M = TypeVar("M", bound=Message)
+
+UNARY_TIMEOUT_S: Final = 30.0
+
+# Generic for type checkers alone.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+Observe = Callable[[str, str, float], None]  # rpc ("PublisherService/Publish"), code name, seconds
+
+
+class Context(Protocol):
+    """What is used of grpc.aio.ServicerContext."""
+
+    def peer(self) -> str: ...
+    def time_remaining(self) -> float | None: ...
+    async def read(self) -> Any: ...
+    async def write(self, message: bytes) -> None: ...
+    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any = ()) -> None: ...
+
+
+class Call:
+    """One unary call, as a servicer sees it."""
+
+    def __init__(self, context: Context) -> None:
+        remaining = context.time_remaining()
+        self.peer = context.peer()
+        self.timeout_s = UNARY_TIMEOUT_S if remaining is None else remaining
+
+
+class Adapter:
+    """Makes method handlers of servicer methods. `observe` is told of each call's end."""
+
+    def __init__(self, *, observe: Observe) -> None:
+        self._observe = observe
+
+    def unary(self, rpc: str, request_type: type[M], method: Callable[[M, Call], Awaitable[Message]]) -> Handler:
+        """A unary method whose request is checked for unknown fields."""
+
+        async def handle(data: bytes, call: Call) -> bytes:
+            return (await method(parse_checked(request_type, data), call)).SerializeToString()
+
+        return self.unary_bytes(rpc, handle)
+
+    def unary_encoded(self, rpc: str, request_type: type[M], method: Callable[[M, Call], Awaitable[bytes]]) -> Handler:
+        """The same, for a method that encodes its answer itself."""
+
+        async def handle(data: bytes, call: Call) -> bytes:
+            return await method(parse_checked(request_type, data), call)
+
+        return self.unary_bytes(rpc, handle)
+
+    def unary_bytes(self, rpc: str, method: Callable[[bytes, Call], Awaitable[bytes]]) -> Handler:
+        """A unary method that parses for itself."""
+
+        async def handle(data: bytes, context: Context) -> bytes | None:
+            answer: bytes | None = await self._guarded(rpc, context, lambda: method(data, Call(context)))
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def server_stream(
+        self, rpc: str, request_type: type[M], method: Callable[[M, "ServerStream"], Awaitable[None]]
+    ) -> Handler:
+        """One request, many answers."""
+
+        async def handle(data: bytes, context: Context) -> None:
+            await self._guarded(rpc, context, lambda: method(parse_checked(request_type, data), ServerStream(context)))
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    def bidi(self, rpc: str, method: Callable[["ServerStream"], Awaitable[None]]) -> Handler:
+        """Many requests, many answers."""
+
+        async def handle(_requests: object, context: Context) -> None:
+            stream = ServerStream(context)
+            try:
+                await self._guarded(rpc, context, lambda: method(stream))
+            finally:
+                await stream.stop_reading()
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _guarded(self, rpc: str, context: Context, run: Callable[[], Awaitable[Any]]) -> Any:
+        started = time.monotonic()
+        code = "OK"
+        try:
+            return await run()
+        except PostbusError as error:
+            code = error.code.name
+            await context.abort(error.code, error.message, error.trailers())
+        except (asyncio.CancelledError, grpc.aio.InternalError):
+            # The client is gone: nobody is left to answer.
+            code = "CANCELLED"
+            raise asyncio.CancelledError from None
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            code = "INTERNAL"
+            log.exception("rpc_failure", rpc=rpc, peer=context.peer())
+            await context.abort(
+                grpc.StatusCode.INTERNAL,
+                "a fault in the broker; nothing more is known to the client, the broker's log has the details",
+            )
+        finally:
+            self._observe(rpc, code, time.monotonic() - started)
+        return None
+
+
+class ServerStream:
+    """The server's side of one stream. The owner of the call writes; one task reads."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._reader: asyncio.Task[None] | None = None
+        self.peer = context.peer()
+        self.writing_since: float | None = None
+
+    def start_reading(
+        self,
+        receive: Callable[[bytes], Awaitable[None]],
+        *,
+        half_closed: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Gives each message to `receive`; while that waits nothing is read, so that HTTP/2 slows the client down.
+
+        `half_closed` is called once after the last message; `failed` with what `receive` raised, and then nothing
+        more is read: the owner is to raise it, so that it becomes the call's status.
+        """
+        self._reader = asyncio.create_task(self._read(receive, half_closed, failed))
+
+    async def _read(
+        self,
+        receive: Callable[[bytes], Awaitable[None]],
+        half_closed: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        try:
+            while (data := await self._context.read()) is not grpc.aio.EOF:
+                await receive(data)
+            half_closed()
+        except (grpc.aio.InternalError, grpc.aio.UsageError):
+            return  # the call ended; its owner is told by cancellation
+        except Exception as error:  # whatever it is, the call's owner raises it again
+            failed(error)
+
+    async def write(self, message: bytes) -> None:
+        """Waits while the client's window is full. `writing_since` tells how long."""
+        self.writing_since = time.monotonic()
+        try:
+            await self._context.write(message)
+        finally:
+            self.writing_since = None
+
+    async def abort(self, error: PostbusError) -> None:
+        """Ends the call from outside its owner, which may be stuck in a write; the owner is left to be cancelled."""
+        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError):
+            await self._context.abort(error.code, error.message, error.trailers())
+
+    async def stop_reading(self) -> None:
+        """Ends the reader task."""
+        if self._reader is None:
+            return
+        self._reader.cancel()
+        try:
+            await self._reader
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+
+
+def timed_out(what: str, timeout_s: float) -> PostbusError:
+    """DEADLINE_EXCEEDED: whether it happened is not known."""
+    return PostbusError(
+        errors.Reason.ERROR_REASON_TIMEOUT,
+        f"{what} was not done within {timeout_s:g} s; it may still happen: repeat it with the same request id",
+    )

@@ -1,0 +1,540 @@
+"""A Subscribe stream that is a member of an ordered group.
+
+Speaks to the coordinator on the member's behalf, as a smart client would with Heartbeat and CommitOffsets: reports
+what it owns, takes what it is given, gives up what it is asked for once that is acknowledged. One task speaks to the
+coordinator, in order: commits first, so that what was acknowledged counts before a partition passes on.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from postbus.v1 import subscriber_pb2
+
+from broker import errors
+from broker.errors import PostbusError, Reason
+from broker.groups.ack_tracker import AckTracker
+from broker.groups.calls import Assigned, CommitEntry, HeartbeatCall, HeartbeatReply
+from broker.groups.coordinator import GroupCoordinator
+from broker.groups.records import PartitionKey
+from broker.services import delivery, positions, requests
+from broker.services.adapter import ServerStream
+from broker.services.cursor import Cursor
+from broker.services.subscribe_start import Plan
+from broker.services.subscription import Subscription, Surroundings, named, position_of
+
+NACK_DELAY_MIN_S: Final = 1.0
+NACK_DELAY_MAX_S: Final = 60.0
+NACK_REASON_CHARS_MAX: Final = 1024
+LEFT_MEMBERS_MAX: Final = 1000
+
+
+@dataclass(slots=True)
+class Membership:
+    """What a member was sent and has acknowledged; outlives its stream, so that late acknowledgements count."""
+
+    trackers: dict[PartitionKey, AckTracker] = field(default_factory=dict)
+    # Where deliveries of earlier streams of this member ended, under the same fence.
+    earlier_ends: dict[PartitionKey, tuple[int, int]] = field(default_factory=dict)
+
+
+class Memberships:
+    """All of this node; those whose stream is gone are forgotten, oldest first, beyond a bound."""
+
+    def __init__(self) -> None:
+        self._live: dict[tuple[str, str], GroupSession] = {}
+        self._left: OrderedDict[tuple[str, str], Membership] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def arrive(self, session: "GroupSession") -> Membership:
+        """The member's stream is here (again)."""
+        key = (session.plan.group, session.member_id)
+        replaced = self._live.get(key)
+        self._live[key] = session
+        earlier = replaced.membership if replaced is not None else self._left.pop(key, None)
+        membership = Membership()
+        if earlier is not None:
+            for partition, tracker in earlier.trackers.items():
+                membership.earlier_ends[partition] = (tracker.fence, tracker.sent_end_offset)
+        return membership
+
+    def leave(self, session: "GroupSession") -> None:
+        """Its stream ended."""
+        key = (session.plan.group, session.member_id)
+        if self._live.get(key) is session:
+            del self._live[key]
+            self._left[key] = session.membership
+            while len(self._left) > LEFT_MEMBERS_MAX:
+                self._left.popitem(last=False)
+
+    def find(self, group: str, member_id: str) -> "GroupSession | Membership | None":
+        """The stream, or what is left of it."""
+        return self._live.get((group, member_id)) or self._left.get((group, member_id))
+
+
+class WindowLimit:
+    """At most so much delivered and not acknowledged; overdrawn by one batch at most."""
+
+    def __init__(self, plan: Plan, trackers: Mapping[PartitionKey, AckTracker]) -> None:
+        self._records_max = plan.window_records
+        self._bytes_max = plan.window_bytes
+        self._trackers = trackers
+
+    def open(self) -> bool:
+        records = size_bytes = 0
+        for tracker in self._trackers.values():
+            records += tracker.outstanding_records
+            size_bytes += tracker.outstanding_bytes
+        return records < self._records_max and size_bytes < self._bytes_max
+
+    def spend(self, records: int, size_bytes: int) -> None:
+        """The trackers count."""
+
+
+class GroupSession(Subscription):
+    """A member's stream."""
+
+    def __init__(
+        self,
+        stream: ServerStream,
+        plan: Plan,
+        surroundings: Surroundings,
+        *,
+        coordinator: GroupCoordinator,
+        memberships: Memberships,
+    ) -> None:
+        super().__init__(stream, plan, surroundings)
+        self._coordinator = coordinator
+        self._memberships = memberships
+        self.member_id = ""
+        self._member_epoch = 0
+        self.membership = Membership()
+        self._joined = False
+        self._gone = False
+        self._changed = False
+        self._commits: dict[PartitionKey, CommitEntry] = {}
+        self._committed: dict[PartitionKey, tuple[int, int]] = {}
+        self._retries: dict[PartitionKey, tuple[int, int]] = {}
+        self._attention = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._static_leave = False
+
+    # --- joining and leaving ---
+
+    async def begin(self) -> None:
+        """Joins the group and takes what it is given."""
+        plan = self.plan
+        for topic in plan.selectors:
+            self.surroundings.partitions.topic(topic)
+        reply = await self._coordinator.heartbeat(
+            HeartbeatCall(
+                group=plan.group,
+                member_id=plan.member_id,
+                instance_id=plan.instance_id,
+                client_id=plan.client_id,
+                peer=self.stream.peer,
+                topics=tuple(plan.selectors),
+                processing_timeout_ms=round(plan.processing_timeout_s * 1000),
+                rack=plan.rack,
+                stream=True,
+                start_at={
+                    name: selector.start_at if selector.start_at.WhichOneof("at") else plan.start_at
+                    for name, selector in plan.selectors.items()
+                },
+                start_positions={
+                    (name, position.partition): position.offset
+                    for name, selector in plan.selectors.items()
+                    for position in selector.positions
+                },
+                group_kind=plan.group_kind,
+                node_id=self.surroundings.settings.node_id,
+            )
+        )
+        self.member_id, self._member_epoch = reply.member_id, reply.member_epoch
+        self._joined = True
+        self.membership = self._memberships.arrive(self)
+        if not plan.explicit_credit:
+            self.flow = WindowLimit(plan, self.membership.trackers)
+        self._coordinator.watch(plan.group, self.member_id, self._on_change)
+        started = subscriber_pb2.SubscribeStarted(
+            node_id=self.surroundings.settings.node_id,
+            member_id=self.member_id,
+            group_kind=subscriber_pb2.GROUP_KIND_ORDERED,
+        )
+        started.heartbeat_interval.FromMilliseconds(round(plan.heartbeat_interval_s * 1000))
+        self.events.started.CopyFrom(started)
+        self.emit()
+        self._apply(reply)
+        self._tasks = [asyncio.create_task(self._coordinate()), asyncio.create_task(self._watch_processing())]
+
+    async def finish(self) -> None:
+        """A half-close: commits what was acknowledged, then leaves; a static member keeps its place unless it says."""
+        await self._commit_pending()
+        if self.plan.instance_id and not self._static_leave:
+            return
+        await self._leave_group()
+
+    async def leave(self) -> None:
+        """The stream ended: the member has half a second to come back, unless it left."""
+        for task in self._tasks:
+            task.cancel()
+        if self._joined:
+            self._coordinator.unwatch(self.plan.group, self.member_id, self._on_change)
+            self._memberships.leave(self)
+            if not self._gone:
+                self._coordinator.disconnected(self.plan.group, self.member_id, self._member_epoch)
+
+    async def _leave_group(self) -> None:
+        self._gone = True
+        await self._coordinator.heartbeat(
+            HeartbeatCall(
+                group=self.plan.group,
+                member_id=self.member_id,
+                member_epoch=self._member_epoch,
+                instance_id=self.plan.instance_id,
+                leave=True,
+                stream=True,
+            )
+        )
+
+    def topics_changed(self) -> None:
+        """The coordinator tells what that means for the group; a topic that went ends the stream."""
+        for name in self.plan.selectors:
+            if self.surroundings.partitions.find_name(name) is None:
+                self.fail(errors.topic_not_found(name))
+
+    # --- the coordinator ---
+
+    def _on_change(self) -> None:
+        self._changed = True
+        self._attention.set()
+
+    async def _coordinate(self) -> None:
+        try:
+            while True:
+                await self._attention.wait()
+                self._attention.clear()
+                await self._commit_pending()
+                if self._changed:
+                    self._changed = False
+                    await self._heartbeat_coordinator()
+        except Exception as error:
+            self.fail(error)
+
+    async def _heartbeat_coordinator(self) -> None:
+        reply = await self._coordinator.heartbeat(
+            HeartbeatCall(
+                group=self.plan.group,
+                member_id=self.member_id,
+                member_epoch=self._member_epoch,
+                instance_id=self.plan.instance_id,
+                owned=frozenset(self.cursors),
+                stream=True,
+            )
+        )
+        self._member_epoch = reply.member_epoch
+        self._apply(reply)
+
+    def _apply(self, reply: HeartbeatReply) -> None:
+        """Takes and gives up partitions as the target says."""
+        change = subscriber_pb2.AssignmentChange(group_epoch=reply.group_epoch)
+        for key in reply.lost:
+            if key in self.cursors:
+                change.lost.extend(named([self._drop(self.cursors[key])]))
+        target = {assigned.key: assigned for assigned in reply.target}
+        for key, cursor in list(self.cursors.items()):
+            if key not in target and not cursor.revoking:
+                cursor.revoking = True
+                change.revoking.extend(named([cursor]))
+        for key, assigned in target.items():
+            known = self.cursors.get(key)
+            if known is not None and known.fence == assigned.fence:
+                known.revoking = False
+                self.queue(known)
+            elif (taken := self._take(assigned, known)) is not None:
+                change.assigned.append(position_of(taken, taken.next_offset))
+        if change.assigned or change.revoking or change.lost:
+            self.events.assignment_change.CopyFrom(change)
+            self.emit()
+        self._release_finished()
+
+    def _take(self, assigned: Assigned, known: Cursor | None) -> Cursor | None:
+        if known is not None:
+            self._drop(known)
+        topic = self.surroundings.partitions.find(assigned.topic_id)
+        if topic is None:
+            return None  # deleted meanwhile: the coordinator knows, and `topics_changed` says so
+        partition = topic.partitions[assigned.partition]
+        tracker = AckTracker(start_offset=assigned.offset, fence=assigned.fence)
+        self.membership.trackers[assigned.key] = tracker
+        cursor = Cursor(partition, next_offset=assigned.offset, fence=assigned.fence, tracker=tracker)
+        cursor.paused = self.plan.assign_paused
+        if assigned.offset > partition.high_watermark:
+            self.fail(positions.out_of_range(partition, assigned.offset))
+        self.add_cursor(cursor)
+        return cursor
+
+    def _drop(self, cursor: Cursor) -> Cursor:
+        self.remove_cursor(cursor)
+        self.membership.trackers.pop(cursor.key, None)
+        self._commits.pop(cursor.key, None)
+        return cursor
+
+    def _release_finished(self) -> None:
+        """Passes on what is being revoked and acknowledged to the end."""
+        done = [
+            cursor
+            for cursor in self.cursors.values()
+            if cursor.revoking and cursor.tracker is not None and cursor.tracker.all_done()
+        ]
+        if done:
+            self._pass_on(done, lost=False)
+
+    def _pass_on(self, cursors: list[Cursor], *, lost: bool) -> None:
+        for cursor in cursors:
+            # Its last commit may still be to be made: that stays.
+            self.remove_cursor(cursor)
+            self.membership.trackers.pop(cursor.key, None)
+        change = subscriber_pb2.AssignmentChange()
+        (change.lost if lost else change.revoked).extend(named(cursors))
+        self.events.assignment_change.CopyFrom(change)
+        self.emit()
+        self._on_change()
+
+    # --- acknowledging ---
+
+    async def handle(self, request: subscriber_pb2.SubscribeRequest) -> None:
+        """Carries out a request, in the order of its fields."""
+        for index, ack in enumerate(request.acks):
+            self._acknowledge_in_band(f"acks[{index}]", ack)
+        for index, nack in enumerate(request.nacks):
+            await self._nack(f"nacks[{index}]", nack)
+        self.handle_credit(request)
+        for index, seek in enumerate(request.seeks):
+            await self._seek(f"seeks[{index}]", seek)
+        self.handle_pauses(request)
+        for index, release in enumerate(request.release):
+            cursor = self.cursor_named(f"release[{index}]", release)
+            if not cursor.revoking:
+                raise errors.invalid_field(f"release[{index}]", "is not being revoked; pause it, or leave the group")
+            self._pass_on([cursor], lost=False)
+        self.echo(request)
+        if request.leave:
+            self._static_leave = True
+            self.half_close()
+
+    def _acknowledge_in_band(self, field: str, ack: subscriber_pb2.Delivery) -> None:
+        try:
+            self.acknowledge(field, ack)
+        except PostbusError as error:
+            if error.reason != Reason.ERROR_REASON_ASSIGNMENT_LOST:
+                raise
+            self.events.ack_report.rejected.add(delivery=ack, failure=error.failure())
+            self.note_event()
+
+    def acknowledge(self, field: str, ack: subscriber_pb2.Delivery) -> PartitionKey:
+        """Counts an acknowledgement; raises ASSIGNMENT_LOST for a stale one."""
+        key = self._key_of(field, ack)
+        tracker = self.membership.trackers.get(key)
+        if tracker is None:
+            raise assignment_lost(ack)
+        fence, earlier_end = self.membership.earlier_ends.get(key, (0, 0))
+        if ack.fence == fence == tracker.fence and tracker.sent_end_offset < ack.end_offset <= earlier_end:
+            return key  # delivered on an earlier stream, and about to be sent again
+        if tracker.acknowledge(
+            ack.base_offset, ack.end_offset, fence=ack.fence, now=self.surroundings.clock.monotonic()
+        ):
+            self._note_commit(key, tracker)
+        if tracker.all_done():
+            self._release_finished()
+        self.wake()
+        return key
+
+    def _key_of(self, field: str, ack: subscriber_pb2.Delivery) -> PartitionKey:
+        check_delivery(field, ack)
+        topic = self.surroundings.partitions.find_name(ack.topic)
+        if topic is None:
+            raise assignment_lost(ack)
+        return (topic.topic_id, ack.partition)
+
+    def _note_commit(self, key: PartitionKey, tracker: AckTracker) -> None:
+        if self._committed.get(key) == (tracker.fence, tracker.commit_offset):
+            return
+        self._committed[key] = (tracker.fence, tracker.commit_offset)
+        self._commits[key] = CommitEntry(key[0], key[1], tracker.commit_offset, tracker.fence)
+        self._attention.set()
+
+    async def _commit_pending(self) -> None:
+        while self._commits:
+            entries, self._commits = list(self._commits.values()), {}
+            outcomes = await self._coordinator.commit(self.plan.group, self.member_id, entries)
+            for entry, outcome in zip(entries, outcomes, strict=True):
+                self._report_commit(entry, outcome)
+
+    def _report_commit(self, entry: CommitEntry, outcome: PostbusError | None) -> None:
+        topic = self.surroundings.partitions.find(entry.topic_id)
+        if topic is None:
+            return
+        if outcome is None:
+            if self.plan.report_acks:
+                self.events.ack_report.committed.add(topic=topic.name, partition=entry.partition, offset=entry.offset)
+                self.note_event()
+            return
+        rejected = self.events.ack_report.rejected.add(failure=outcome.failure())
+        rejected.delivery.topic = topic.name
+        rejected.delivery.partition = entry.partition
+        rejected.delivery.end_offset = entry.offset
+        rejected.delivery.fence = entry.fence
+        self.note_event()
+
+    async def acknowledge_now(self, ack: subscriber_pb2.Delivery, field: str) -> int:
+        """For the unary call: the committed offset, once it is durable."""
+        key = self.acknowledge(field, ack)
+        tracker = self.membership.trackers.get(key)
+        offset = ack.base_offset if tracker is None else tracker.commit_offset
+        await self._commit_pending()
+        return offset
+
+    async def before_batches(self) -> None:
+        """At most once: what is about to be sent is committed first."""
+        if self.plan.acks_on_send:
+            await self._commit_pending()
+
+    def account(self, cursor: Cursor, piece: delivery.Piece, records: int, size_bytes: int) -> None:
+        """Counts what goes out."""
+        tracker = cursor.tracker
+        assert tracker is not None
+        now = self.surroundings.clock.monotonic()
+        tracker.sent(piece.base_offset, piece.end_offset, record_count=records, size_bytes=size_bytes, now=now)
+        if self.plan.acks_on_send:
+            tracker.acknowledge(piece.base_offset, piece.end_offset, fence=tracker.fence, now=now)
+            self._note_commit(cursor.key, tracker)
+
+    def passed_over(self, cursor: Cursor, end: int) -> None:
+        """What retention took needs no acknowledgement."""
+        if cursor.tracker is not None and end >= cursor.tracker.sent_end_offset:
+            cursor.tracker.passed(end)
+            self._note_commit(cursor.key, cursor.tracker)
+
+    # --- moving ---
+
+    async def _nack(self, field: str, nack: subscriber_pb2.Nack) -> None:
+        if nack.action == subscriber_pb2.NACK_ACTION_DEAD_LETTER:
+            raise errors.unknown_field(f"{field}.action", "this version has no dead letters")
+        requests.check_label(f"{field}.reason", nack.reason, chars_max=NACK_REASON_CHARS_MAX)
+        key = self._key_of(f"{field}.delivery", nack.delivery)
+        tracker = self.membership.trackers.get(key)
+        cursor = self.cursors.get(key)
+        try:
+            if tracker is None or cursor is None:
+                raise assignment_lost(nack.delivery)
+            tracker.check(nack.delivery.base_offset, nack.delivery.end_offset, fence=nack.delivery.fence)
+            # Whatever is out of this partition comes again, from the first that is not acknowledged: order is kept.
+            delay_s = self._nack_delay_s(field, nack, key, tracker.commit_offset)
+            await self._move_group(cursor, tracker.commit_offset, delay_s=delay_s)
+        except PostbusError as error:
+            if error.reason != Reason.ERROR_REASON_ASSIGNMENT_LOST:
+                raise
+            self.events.ack_report.rejected.add(delivery=nack.delivery, failure=error.failure())
+            self.note_event()
+
+    def _nack_delay_s(self, field: str, nack: subscriber_pb2.Nack, key: PartitionKey, offset: int) -> float:
+        at, count = self._retries.get(key, (-1, 0))
+        count = count + 1 if at == offset else 0
+        self._retries[key] = (offset, count)
+        if nack.HasField("delay"):
+            return requests.seconds(f"{field}.delay", nack.delay, maximum=3600.0)
+        return min(NACK_DELAY_MIN_S * 2.0 ** min(count, 10), NACK_DELAY_MAX_S)
+
+    async def _seek(self, field: str, seek: subscriber_pb2.Seek) -> None:
+        cursor = self.cursor_named(f"{field}.partition", seek.partition)
+        if cursor.revoking:
+            raise errors.invalid_field(f"{field}.partition", "is being revoked")
+        positions.check_start(f"{field}.to", seek.to)
+        wanted = await positions.resolve_start(cursor.partition, seek.to, self.surroundings.clock)
+        offset = positions.within_range(cursor.partition, wanted, self.plan.out_of_range)
+        await self._move_group(cursor, offset)
+        if offset != wanted:
+            self.skipped(cursor, wanted, offset)
+
+    async def _move_group(self, cursor: Cursor, offset: int, *, delay_s: float = 0.0) -> None:
+        """Moves the committed offset; what was sent before is stale from now on."""
+        await self._commit_pending()
+        cursor.paused, paused = True, cursor.paused
+        key = cursor.key
+        assigned = await self._coordinator.seek(self.plan.group, self.member_id, key[0], key[1], offset, cursor.fence)
+        if self.cursors.get(key) is not cursor:
+            return  # it went, or was moved, while the coordinator wrote
+        moved = self._take(assigned, cursor)
+        if moved is None:
+            return
+        moved.paused = paused
+        if delay_s > 0 and not paused:
+            moved.paused = True
+            asyncio.get_running_loop().call_later(delay_s, self._go_on, moved)
+
+    def _go_on(self, cursor: Cursor) -> None:
+        if self.cursors.get(cursor.key) is cursor:
+            cursor.paused = False
+            self.queue(cursor)
+
+    # --- members that hang ---
+
+    async def _watch_processing(self) -> None:
+        timeout_s = self.plan.processing_timeout_s
+        while True:
+            await asyncio.sleep(min(timeout_s / 4, 5.0))
+            now = self.surroundings.clock.monotonic()
+            late = [
+                cursor
+                for cursor in self.cursors.values()
+                if cursor.tracker is not None
+                and cursor.tracker.waiting_since is not None
+                and now - cursor.tracker.waiting_since > timeout_s
+            ]
+            if not late:
+                continue
+            # Those being given up go to their next owner; if it should have kept any, the member is out.
+            expelled = not all(cursor.revoking for cursor in late)
+            fences = {cursor.key: cursor.fence for cursor in late}
+            await self._coordinator.processing_timed_out(self.plan.group, self.member_id, self._member_epoch, fences)
+            if expelled:
+                self._gone = True
+                await self._expelled(timeout_s)
+                return
+
+    async def _expelled(self, timeout_s: float) -> None:
+        error = PostbusError(
+            Reason.ERROR_REASON_PROCESSING_TIMEOUT,
+            f"nothing was acknowledged for {timeout_s:g} s while records were out; the partitions went to other"
+            " members: raise processing_timeout, or take smaller windows",
+        )
+        self.fail(error)
+        if self.stream.writing_since is not None:
+            # It does not read either: the pump is stuck and will not see the failure.
+            await self.stream.abort(error)
+
+
+def check_delivery(field: str, delivery: subscriber_pb2.Delivery) -> None:
+    """A delivery names a range of one partition."""
+    requests.check_name(f"{field}.topic", delivery.topic)
+    for name in ("partition", "base_offset", "end_offset"):
+        if not delivery.HasField(name):
+            raise errors.invalid_field(f"{field}.{name}", "is required; send the delivery back as it came")
+    if delivery.partition < 0:
+        raise errors.invalid_field(f"{field}.partition", f"{delivery.partition} is negative")
+    requests.check_offset(f"{field}.base_offset", delivery.base_offset)
+    if delivery.end_offset < delivery.base_offset:
+        raise errors.invalid_field(f"{field}.end_offset", "is before base_offset")
+
+
+def assignment_lost(delivery: subscriber_pb2.Delivery) -> PostbusError:
+    """ABORTED: the partition is not (any more) this member's."""
+    return PostbusError(
+        Reason.ERROR_REASON_ASSIGNMENT_LOST,
+        f"{delivery.topic}/{delivery.partition} does not belong to this member any more; another one gets the records",
+    )

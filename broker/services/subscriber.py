@@ -1,0 +1,336 @@
+"""SubscriberService: Subscribe, Fetch and Acknowledge. Streams are in subscription.py and group_session.py."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from postbus.v1 import record_pb2, subscriber_pb2
+
+from broker import errors
+from broker.errors import PostbusError, Reason
+from broker.groups.calls import CommitEntry
+from broker.groups.coordinator import GroupCoordinator
+from broker.replication.partition import Partition
+from broker.replication.partitions import LedTopic
+from broker.services import delivery, positions, requests, subscribe_start
+from broker.services.adapter import Call, ServerStream
+from broker.services.delivery import Buffer, DeliveryLimits
+from broker.services.group_session import GroupSession, Memberships, assignment_lost, check_delivery
+from broker.services.publisher import draining_error
+from broker.services.subscribe_start import RESPONSE_BYTES_DEFAULT, RESPONSE_BYTES_MIN
+from broker.services.subscription import Subscription, Surroundings, log_corrupt
+from broker.storage.batch import StoredBatch
+from broker.storage.errors import LogCorrupt, OffsetOutOfRange
+
+FETCH_RECORDS_DEFAULT = 10_000
+
+
+class SubscriberService:
+    """Reads topics, alone or as a member of a group."""
+
+    def __init__(self, surroundings: Surroundings, *, coordinator: GroupCoordinator) -> None:
+        self._surroundings = surroundings
+        self._coordinator = coordinator
+        self._memberships = Memberships()
+        self._subscriptions: set[Subscription] = set()
+        self._draining: record_pb2.Draining | None = None
+
+    @property
+    def subscription_count(self) -> int:
+        """Open streams."""
+        return len(self._subscriptions)
+
+    async def subscribe(self, stream: ServerStream) -> None:
+        """Subscribe: until the client leaves or something ends it."""
+        if self._draining is not None:
+            raise draining_error()
+        opening = _Opening(stream)
+        stream.start_reading(opening.receive, half_closed=opening.half_close, failed=opening.fail)
+        start = await opening.start(self._surroundings.settings.start_timeout_s)
+        requests.refuse_unknown(start)
+        if start.ByteSize() != start.start.ByteSize() + _header_bytes(start):
+            raise errors.invalid_field("start", "comes alone in the first message; send the rest in the next ones")
+        plan = subscribe_start.check(start.start, self._surroundings.settings)
+        subscription = (
+            GroupSession(stream, plan, self._surroundings, coordinator=self._coordinator, memberships=self._memberships)
+            if plan.group
+            else Subscription(stream, plan, self._surroundings)
+        )
+        self._subscriptions.add(subscription)
+        try:
+            await subscription.run(lambda: opening.connect(subscription))
+        finally:
+            self._subscriptions.discard(subscription)
+
+    async def fetch(self, request: subscriber_pb2.FetchRequest, call: Call) -> bytes:
+        """Fetch: a long poll."""
+        if self._draining is not None:
+            raise draining_error()
+        plan = await self._plan_fetch(request, call)
+        deadline = self._surroundings.clock.monotonic() + plan.wait_s
+        while True:
+            changed = _Changed(plan.topic.partitions)
+            try:
+                chunks = await self._read_fetch(plan)
+                left_s = deadline - self._surroundings.clock.monotonic()
+                if chunks or left_s <= 0 or self._draining is not None:
+                    return b"".join([*chunks, self._fetch_end(plan)])
+                await changed.wait(left_s)
+            finally:
+                changed.stop()
+
+    async def _plan_fetch(self, request: subscriber_pb2.FetchRequest, call: Call) -> "_FetchPlan":
+        requests.check_name("topic", request.topic)
+        if request.group:
+            raise errors.unknown_field("group", "this version has ordered groups only, which need Subscribe")
+        topic = self._surroundings.partitions.topic(request.topic)
+        max_bytes = request.max_bytes or RESPONSE_BYTES_DEFAULT
+        bytes_max = self._surroundings.settings.response_bytes_max
+        if not RESPONSE_BYTES_MIN <= max_bytes <= bytes_max:
+            raise errors.invalid_field("max_bytes", f"{max_bytes} is not within {RESPONSE_BYTES_MIN} and {bytes_max}")
+        wait_s = 0.0
+        if request.HasField("max_wait"):
+            wait_s = requests.seconds(
+                "max_wait", request.max_wait, maximum=self._surroundings.settings.fetch_wait_max_s
+            )
+        places: dict[int, int] = {}
+        for index, position in enumerate(request.positions):
+            subscribe_start.check_position(f"positions[{index}]", position, topic=request.topic)
+            partition = topic.partition(position.partition)
+            if position.partition in places:
+                raise errors.invalid_field(f"positions[{index}].partition", f"{position.partition} is named twice")
+            places[position.partition] = positions.within_range(
+                partition, position.offset, subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL
+            )
+        positions.check_start("start_at", request.start_at)
+        if not request.positions:
+            for partition in topic.partitions:
+                at = await positions.resolve_start(partition, request.start_at, self._surroundings.clock)
+                policy = subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL
+                places[partition.number] = positions.within_range(partition, at, policy)
+        # An answer that comes after the caller gave up is wasted: leave a tenth of the time for the way back.
+        return _FetchPlan(
+            topic=topic,
+            places=places,
+            wait_s=min(wait_s, max(call.timeout_s * 0.9, 0.0)),
+            records_max=request.max_records or FETCH_RECORDS_DEFAULT,
+            limits=DeliveryLimits(
+                codecs=subscribe_start.check_codecs("accept_compressions", request.accept_compressions),
+                response_bytes_max=max_bytes,
+                batch_records_max=0,
+            ),
+        )
+
+    async def _read_fetch(self, plan: "_FetchPlan") -> list[Buffer]:
+        """Reads from each partition in turn until the answer is full; moves the places."""
+        chunks: list[Buffer] = []
+        size = records = 0
+        partitions = plan.rotated()
+        for partition in partitions:
+            limits, room = plan.limits, plan.limits.response_bytes_max - size
+            if room < RESPONSE_BYTES_MIN // 2 or records >= plan.records_max:
+                break
+            at = plan.places[partition.number]
+            end = partition.high_watermark
+            if at >= end:
+                continue
+            for stored in await _read(partition, at, end, room):
+                # A record limit cuts the range, so that batches are sliced to it.
+                stop = min(end, stored.base_offset + plan.records_max - records, stored.end_offset)
+                for piece in delivery.pieces(stored, first_offset=at, end_offset=max(stop, at + 1), limits=limits):
+                    parts, length = delivery.encode(piece, partition=partition, stored=stored, fence=0)
+                    if chunks and size + length > limits.response_bytes_max:
+                        return chunks
+                    chunks += parts
+                    size += length
+                    at = piece.end_offset
+                    plan.places[partition.number] = at
+                    records += piece.end_offset - piece.base_offset
+                    self._surroundings.delivered(
+                        partition.topic, piece.end_offset - piece.base_offset, len(piece.batch)
+                    )
+                if records >= plan.records_max or size >= limits.response_bytes_max:
+                    return chunks
+        return chunks
+
+    def _fetch_end(self, plan: "_FetchPlan") -> bytes:
+        """Where to go on: every partition, new ones from EARLIEST."""
+        response = subscriber_pb2.FetchResponse()
+        for partition in plan.topic.partitions:
+            at = plan.places.get(partition.number, partition.log.log_start_offset)
+            response.next.add(topic=partition.topic, partition=partition.number, offset=at)
+            response.progress.add(
+                topic=partition.topic,
+                partition=partition.number,
+                next_offset=at,
+                high_watermark=partition.high_watermark,
+            )
+        return response.SerializeToString()
+
+    async def acknowledge(
+        self, request: subscriber_pb2.AcknowledgeRequest, call: Call
+    ) -> subscriber_pb2.AcknowledgeResponse:
+        """Acknowledge: outside the stream, durable when it answers."""
+        requests.check_name("group", request.group)
+        if request.lease_extensions:
+            raise errors.unknown_field("lease_extensions", "this version has ordered groups only")
+        if request.nacks:
+            raise errors.unknown_field("nacks", "send them on the Subscribe stream of the member")
+        if not request.member_id:
+            raise errors.invalid_field("member_id", "is required: `started` tells it")
+        if not request.acks:
+            raise errors.invalid_field("acks", "is empty")
+        for index, ack in enumerate(request.acks):
+            check_delivery(f"acks[{index}]", ack)
+        await self._coordinator.get_group(request.group)
+        response = subscriber_pb2.AcknowledgeResponse()
+        for index, ack in enumerate(request.acks):
+            try:
+                offset = await self._acknowledge(request.group, request.member_id, ack, f"acks[{index}]")
+                response.report.committed.add(topic=ack.topic, partition=ack.partition, offset=offset)
+            except PostbusError as error:
+                if error.reason != Reason.ERROR_REASON_ASSIGNMENT_LOST:
+                    raise
+                response.report.rejected.add(delivery=ack, failure=error.failure())
+        return response
+
+    async def _acknowledge(self, group: str, member_id: str, ack: subscriber_pb2.Delivery, field: str) -> int:
+        member = self._memberships.find(group, member_id)
+        topic = self._surroundings.partitions.find_name(ack.topic)
+        if member is None or topic is None:
+            raise assignment_lost(ack)
+        if isinstance(member, GroupSession):
+            return await member.acknowledge_now(ack, field)
+        tracker = member.trackers.get((topic.topic_id, ack.partition))
+        if tracker is None:
+            raise assignment_lost(ack)
+        now = self._surroundings.clock.monotonic()
+        tracker.acknowledge(ack.base_offset, ack.end_offset, fence=ack.fence, now=now)
+        entry = CommitEntry(topic.topic_id, ack.partition, tracker.commit_offset, tracker.fence)
+        outcome = (await self._coordinator.commit(group, member_id, [entry]))[0]
+        if outcome is not None:
+            raise outcome
+        return tracker.commit_offset
+
+    # --- the node ---
+
+    def topics_changed(self) -> None:
+        """Partitions came, or topics went."""
+        for subscription in self._subscriptions:
+            subscription.topics_changed()
+
+    def drain(self, grace_s: float) -> None:
+        """Tells all streams that the node is going; new ones are refused."""
+        self._draining = record_pb2.Draining()
+        self._draining.grace.FromMilliseconds(round(grace_s * 1000))
+        for subscription in self._subscriptions:
+            subscription.drain(self._draining)
+
+    def end_streams(self) -> None:
+        """After the grace."""
+        for subscription in self._subscriptions:
+            subscription.end()
+
+
+@dataclass(slots=True)
+class _FetchPlan:
+    topic: LedTopic
+    places: dict[int, int]
+    wait_s: float
+    records_max: int
+    limits: DeliveryLimits
+
+    def rotated(self) -> list[Partition]:
+        """The partitions to read, another one first each time, so that a full answer starves none."""
+        numbers = sorted(self.places)
+        turn = sum(self.places.values()) % len(numbers) if numbers else 0
+        return [self.topic.partitions[number] for number in numbers[turn:] + numbers[:turn]]
+
+
+class _Opening:
+    """The reader's side until the subscription exists, and the wire to it from then on."""
+
+    def __init__(self, stream: ServerStream) -> None:
+        self._first: asyncio.Future[subscriber_pb2.SubscribeRequest] = asyncio.get_running_loop().create_future()
+        self._subscription: Subscription | None = None
+        self._connected = asyncio.Event()
+        self._half_closed = False
+        self._failure: Exception | None = None
+
+    async def receive(self, data: bytes) -> None:
+        if not self._first.done():
+            self._first.set_result(requests.parse(subscriber_pb2.SubscribeRequest, data))
+            return
+        # Commands wait until the subscription has begun: they name partitions that it must know.
+        await self._connected.wait()
+        assert self._subscription is not None
+        await self._subscription.receive(data)
+
+    async def start(self, timeout_s: float) -> subscriber_pb2.SubscribeRequest:
+        try:
+            async with asyncio.timeout(timeout_s):
+                request = await self._first
+        except TimeoutError:
+            raise errors.invalid_field("start", f"no message came within {timeout_s:g} s; send `start` first") from None
+        if not request.HasField("start"):
+            raise errors.invalid_field("start", "is required in the first message")
+        return request
+
+    def half_close(self) -> None:
+        self._half_closed = True
+        if not self._first.done():
+            self._first.set_exception(errors.invalid_field("start", "the stream was closed before `start` was sent"))
+        if self._subscription is not None:
+            self._subscription.half_close()
+
+    def fail(self, error: Exception) -> None:
+        self._failure = error
+        if not self._first.done():
+            self._first.set_exception(error)
+        if self._subscription is not None:
+            self._subscription.fail(error)
+
+    def connect(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._connected.set()
+        if self._half_closed:
+            subscription.half_close()
+        if self._failure is not None:
+            subscription.fail(self._failure)
+
+
+class _Changed:
+    """Wakes when any of some partitions has more to read."""
+
+    def __init__(self, partitions: Sequence[Partition]) -> None:
+        self._event = asyncio.Event()
+        self._partitions = list(partitions)
+        for partition in self._partitions:
+            partition.add_listener(self._event.set)
+
+    async def wait(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
+
+    def stop(self) -> None:
+        for partition in self._partitions:
+            partition.remove_listener(self._event.set)
+
+
+async def _read(partition: Partition, offset: int, end_offset: int, max_bytes: int) -> list[StoredBatch]:
+    try:
+        stored = partition.log.read_tail(offset, end_offset=end_offset, max_bytes=max_bytes)
+        if not stored:
+            stored = await partition.log.read(offset, end_offset=end_offset, max_bytes=max_bytes)
+    except OffsetOutOfRange:
+        raise positions.out_of_range(partition, offset) from None
+    except LogCorrupt as error:
+        raise log_corrupt(partition, error) from error
+    return stored
+
+
+def _header_bytes(request: subscriber_pb2.SubscribeRequest) -> int:
+    """Tag and length of `start`."""
+    return 1 + len(delivery.varint(request.start.ByteSize()))

@@ -1,0 +1,529 @@
+"""One open Subscribe stream: a pump that sends what is ready, and commands that change what that is.
+
+One coroutine writes; it never reads from disk itself (cold reads are tasks that fill cursors) and never waits for
+anything but the client's window and the next reason to write. Memory is bounded by what may be read ahead and by one
+response, whether or not the client reads. What only groups have is in group_session.py.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from postbus.v1 import record_pb2, subscriber_pb2
+
+from broker import errors
+from broker.clock import Clock
+from broker.errors import PostbusError, Reason
+from broker.replication.partition import Partition
+from broker.replication.partitions import LedTopic, Partitions
+from broker.services import delivery, positions, requests
+from broker.services.adapter import ServerStream
+from broker.services.cursor import Cursor
+from broker.services.delivery import Buffer
+from broker.services.subscribe_start import Plan, SubscriberSettings
+from broker.storage.batch import StoredBatch
+from broker.storage.errors import LogCorrupt, OffsetOutOfRange
+
+# A response stops growing once it holds so much: larger frames cost memory and latency, and gain nothing.
+RESPONSE_BYTES_TARGET: Final = 1024 * 1024
+# Before another partition has its turn.
+TURN_BYTES: Final = 512 * 1024
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What a subscription needs of its node."""
+
+    partitions: Partitions
+    clock: Clock
+    settings: SubscriberSettings
+    delivered: Callable[[str, int, int], None]  # topic, records, bytes: for metrics
+
+
+class FlowControl(Protocol):
+    """Whether more may be sent."""
+
+    def open(self) -> bool: ...
+    def spend(self, records: int, size_bytes: int) -> None: ...
+
+
+class NoLimit:
+    """HTTP/2's own flow control is enough."""
+
+    def open(self) -> bool:
+        return True
+
+    def spend(self, records: int, size_bytes: int) -> None:
+        """Costs nothing."""
+
+
+class CreditLimit:
+    """Additive credit; a batch goes while both are above zero and may overdraw them."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.size_bytes = 0
+
+    def open(self) -> bool:
+        return self.records > 0 and self.size_bytes > 0
+
+    def spend(self, records: int, size_bytes: int) -> None:
+        self.records -= records
+        self.size_bytes -= size_bytes
+
+    def add(self, credit: subscriber_pb2.Credit) -> None:
+        """More credit."""
+        self.records += credit.records
+        self.size_bytes += credit.bytes
+
+
+class Subscription:
+    """The state of one stream. Subclassed for groups."""
+
+    def __init__(self, stream: ServerStream, plan: Plan, surroundings: Surroundings) -> None:
+        self.stream = stream
+        self.plan = plan
+        self.surroundings = surroundings
+        self.cursors: dict[tuple[str, int], Cursor] = {}
+        self.flow: FlowControl = CreditLimit() if plan.explicit_credit else NoLimit()
+        self.events = subscriber_pb2.SubscribeResponse()
+        self._has_events = False
+        self._responses: deque[subscriber_pb2.SubscribeResponse] = deque()
+        self._ready: deque[Cursor] = deque()
+        self._fills: set[asyncio.Task[None]] = set()
+        self._waiting_fills: deque[Cursor] = deque()
+        self._wake = asyncio.Event()
+        self._heartbeat_due = False
+        self._failure: Exception | None = None
+        self.half_closed = False
+        self._ending = False
+
+    # --- what a plain subscription does; groups override ---
+
+    async def begin(self) -> None:
+        """Finds the places to start and announces them."""
+        for selector in self.plan.selectors.values():
+            topic = self.surroundings.partitions.topic(selector.topic)
+            numbers = list(selector.partitions) or range(len(topic.partitions))
+            exact = {position.partition: position.offset for position in selector.positions}
+            for number in exact:
+                topic.partition(number)
+            for number in numbers:
+                await self._begin_partition(topic, number, selector, exact.get(number))
+        started = subscriber_pb2.SubscribeStarted(node_id=self.surroundings.settings.node_id)
+        started.heartbeat_interval.FromMilliseconds(round(self.plan.heartbeat_interval_s * 1000))
+        for cursor in self.cursors.values():
+            started.positions.append(position_of(cursor, cursor.next_offset))
+        self.events.started.CopyFrom(started)
+        self.emit()
+
+    async def _begin_partition(
+        self, topic: LedTopic, number: int, selector: subscriber_pb2.TopicSelector, exact: int | None
+    ) -> None:
+        partition = topic.partition(number)
+        if exact is None:
+            start = selector.start_at if selector.start_at.WhichOneof("at") else self.plan.start_at
+            exact = await positions.resolve_start(partition, start, self.surroundings.clock)
+        offset = positions.within_range(partition, exact, self.plan.out_of_range)
+        stop = None
+        if selector.HasField("stop_at"):
+            stop = await positions.resolve_stop(partition, selector.stop_at)
+        cursor = Cursor(partition, next_offset=offset, stop_offset=stop)
+        self.add_cursor(cursor)
+        if offset != exact:
+            self.skipped(cursor, exact, offset)
+
+    def topics_changed(self) -> None:
+        """Partitions came, or topics went."""
+        for selector in self.plan.selectors.values():
+            topic = self.surroundings.partitions.find_name(selector.topic)
+            ids = {topic_id for topic_id, _ in self.cursors}
+            if topic is None or topic.topic_id not in ids:
+                self.fail(errors.topic_not_found(selector.topic))
+                return
+            if selector.partitions or selector.HasField("stop_at"):
+                continue
+            for partition in topic.partitions:
+                if (topic.topic_id, partition.number) not in self.cursors:
+                    self.add_cursor(Cursor(partition, next_offset=partition.log.log_start_offset))
+
+    async def handle(self, request: subscriber_pb2.SubscribeRequest) -> None:
+        """Carries out a later request, in the order of its fields."""
+        for name in ("acks", "nacks", "release"):
+            if getattr(request, name):
+                raise errors.invalid_field(name, "there is nothing to acknowledge or release without a group")
+        self.handle_credit(request)
+        for index, seek in enumerate(request.seeks):
+            cursor = self.cursor_named(f"seeks[{index}].partition", seek.partition)
+            positions.check_start(f"seeks[{index}].to", seek.to)
+            wanted = await positions.resolve_start(cursor.partition, seek.to, self.surroundings.clock)
+            offset = positions.within_range(cursor.partition, wanted, self.plan.out_of_range)
+            self.move_cursor(cursor, offset)
+            if offset != wanted:
+                self.skipped(cursor, wanted, offset)
+        self.handle_pauses(request)
+        self.echo(request)
+        if request.leave:
+            self.half_close()
+
+    async def finish(self) -> None:
+        """After a half-close."""
+
+    async def leave(self) -> None:
+        """However it ended."""
+
+    async def before_batches(self) -> None:
+        """Batches were collected and are about to be written."""
+
+    def account(self, cursor: Cursor, piece: delivery.Piece, records: int, size_bytes: int) -> None:
+        """A piece is about to go out."""
+
+    def wake(self) -> None:
+        """There may be something to do for the pump."""
+        self._wake.set()
+
+    # --- requests ---
+
+    async def receive(self, data: bytes) -> None:
+        """A message after the first."""
+        request = requests.parse(subscriber_pb2.SubscribeRequest, data)
+        if request.HasField("start"):
+            raise errors.invalid_field("start", "belongs into the first message only; open another stream")
+        requests.refuse_unknown(request)
+        if request.lease_extensions:
+            raise errors.unknown_field("lease_extensions", "this version has ordered groups only")
+        await self.handle(request)
+        self._wake.set()
+
+    def handle_credit(self, request: subscriber_pb2.SubscribeRequest) -> None:
+        """More credit."""
+        if not request.HasField("credit"):
+            return
+        if not isinstance(self.flow, CreditLimit):
+            raise errors.invalid_field("credit", "needs start.explicit_credit")
+        if request.credit.records > 1 << 62 or request.credit.bytes > 1 << 62:
+            raise errors.invalid_field("credit", "is too much")
+        self.flow.add(request.credit)
+
+    def handle_pauses(self, request: subscriber_pb2.SubscribeRequest) -> None:
+        """Stops and goes on."""
+        for name, paused in (("pause", True), ("resume", False)):
+            for index, named in enumerate(getattr(request, name)):
+                cursor = self.cursor_named(f"{name}[{index}]", named)
+                cursor.paused = paused
+                self.queue(cursor)
+
+    def echo(self, request: subscriber_pb2.SubscribeRequest) -> None:
+        """The next frame carries the command id; the batches that follow know of the command."""
+        if request.command_id:
+            self.events.command_id = request.command_id
+            self.emit()
+
+    def cursor_named(self, field: str, named: record_pb2.TopicPartition) -> Cursor:
+        """The cursor of a partition that is being read; raises where it is not."""
+        requests.check_name(f"{field}.topic", named.topic)
+        if not named.HasField("partition"):
+            raise errors.invalid_field(f"{field}.partition", "is required; partitions begin at 0")
+        topic = self.surroundings.partitions.topic(named.topic)
+        topic.partition(named.partition)
+        cursor = self.cursors.get((topic.topic_id, named.partition))
+        if cursor is None:
+            raise errors.invalid_field(field, f"{named.topic}/{named.partition} is not being read by this stream")
+        return cursor
+
+    # --- cursors ---
+
+    def add_cursor(self, cursor: Cursor) -> None:
+        """Begins to read a partition."""
+        assert cursor.key not in self.cursors
+        self.cursors[cursor.key] = cursor
+        cursor.wake = lambda: self.queue(cursor)
+        cursor.partition.add_listener(cursor.wake)
+        self.queue(cursor)
+
+    def remove_cursor(self, cursor: Cursor) -> None:
+        """Ends it."""
+        cursor.partition.remove_listener(cursor.wake)
+        cursor.move(cursor.next_offset)
+        cursor.revoking = True  # it may be in a queue still
+        self.cursors.pop(cursor.key, None)
+
+    def move_cursor(self, cursor: Cursor, offset: int) -> None:
+        """Goes on from elsewhere."""
+        cursor.move(offset)
+        self.queue(cursor)
+
+    def queue(self, cursor: Cursor) -> None:
+        """There may be something to send, or to say, of this partition."""
+        if not cursor.queued and not cursor.filling:
+            cursor.queued = True
+            self._ready.append(cursor)
+        self._wake.set()
+
+    def skipped(self, cursor: Cursor, begin: int, end: int) -> None:
+        """Tells that offsets were passed over, or that the place does not exist."""
+        went_back = end < begin
+        gone = self.events.skipped.add(reason="the log does not reach so far" if went_back else "no longer in the log")
+        gone.range.topic = cursor.partition.topic
+        gone.range.partition = cursor.partition.number
+        gone.range.base_offset = min(begin, end)
+        gone.range.end_offset = max(begin, end)
+        gone.range.fence = cursor.fence
+        self._has_events = True
+
+    # --- the pump ---
+
+    async def run(self, begun: Callable[[], None]) -> None:
+        """Sends until the stream ends; raises what ends it other than well. `begun`: commands may come now."""
+        heartbeat = asyncio.create_task(self._beat())
+        try:
+            await self.begin()
+            begun()
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                if self._ending:
+                    raise PostbusError(
+                        Reason.ERROR_REASON_DRAINING,
+                        "this node is shutting down; connect again",
+                        retry_after_ms=500,
+                    )
+                if self.half_closed or self._all_stopped():
+                    await self.finish()
+                    await self._write_events()
+                    return
+                if await self._write_events():
+                    continue
+                chunks = self._collect()
+                if chunks:
+                    await self.before_batches()
+                    await self.stream.write(b"".join(chunks))
+                    continue
+                if self._heartbeat_due:
+                    self._heartbeat_due = False
+                    self.events.heartbeat.CopyFrom(self._heartbeat())
+                    self._has_events = True
+                    continue
+                await self._wake.wait()
+                self._wake.clear()
+        finally:
+            heartbeat.cancel()
+            for task in self._fills:
+                task.cancel()
+            for cursor in list(self.cursors.values()):
+                self.remove_cursor(cursor)
+            await self.leave()
+
+    def _all_stopped(self) -> bool:
+        return bool(self.cursors) and all(cursor.stopped for cursor in self.cursors.values())
+
+    def emit(self) -> None:
+        """Ends a frame of events; what is said later goes into another one."""
+        self._responses.append(self.events)
+        self.events = subscriber_pb2.SubscribeResponse()
+        self._has_events = False
+        self._wake.set()
+
+    def note_event(self) -> None:
+        """Something was added to `events`."""
+        self._has_events = True
+        self._wake.set()
+
+    async def _write_events(self) -> bool:
+        if self._has_events:
+            self.emit()
+        if not self._responses:
+            return False
+        while self._responses:
+            await self.stream.write(self._responses.popleft().SerializeToString())
+        return True
+
+    def _collect(self) -> list[Buffer]:
+        """The bytes of one response: batches of ready partitions in turn. Empty: nothing to send now."""
+        chunks: list[Buffer] = []
+        size = 0
+        limit = min(self.plan.limits.response_bytes_max, RESPONSE_BYTES_TARGET)
+        while self._ready and size < limit and not self._responses:
+            if not self.flow.open():
+                break
+            cursor = self._ready.popleft()
+            cursor.queued = False
+            size = self._take_turn(cursor, chunks, size, limit)
+        return chunks
+
+    def _take_turn(self, cursor: Cursor, chunks: list[Buffer], size: int, limit: int) -> int:
+        turn_end = min(limit, size + TURN_BYTES)
+        hard_limit = self.plan.limits.response_bytes_max
+        while cursor.has_more:
+            if size >= turn_end or not self.flow.open():
+                self.queue(cursor)
+                return size
+            stored = self._head(cursor)
+            if stored is None:
+                return size
+            if cursor.pieces is None:
+                cursor.pieces = delivery.pieces(
+                    stored, first_offset=cursor.next_offset, end_offset=cursor.limit, limits=self.plan.limits
+                )
+            piece = next(cursor.pieces, None)
+            if piece is None:
+                # Nothing of it is wanted, or it is used up.
+                cursor.pieces = None
+                cursor.next_offset = max(cursor.next_offset, min(stored.end_offset, cursor.limit))
+                continue
+            parts, length = delivery.encode(piece, partition=cursor.partition, stored=stored, fence=cursor.fence)
+            if chunks and size + length > hard_limit:
+                # It goes first in the next response; cutting it anew costs less than a lost piece.
+                cursor.pieces = None
+                self.queue(cursor)
+                return limit
+            chunks += parts
+            size += length
+            records = piece.end_offset - piece.base_offset
+            self.flow.spend(records, len(piece.batch))
+            self.account(cursor, piece, records, len(piece.batch))
+            self.surroundings.delivered(cursor.partition.topic, records, len(piece.batch))
+            cursor.next_offset = piece.end_offset
+        self._note_caught_up(cursor)
+        return size
+
+    def _note_caught_up(self, cursor: Cursor) -> None:
+        if not cursor.caught_up and not cursor.paused and cursor.next_offset >= cursor.partition.high_watermark:
+            cursor.caught_up = True
+            self.events.caught_up.append(position_of(cursor, cursor.next_offset))
+            self._has_events = True
+
+    def _head(self, cursor: Cursor) -> StoredBatch | None:
+        if cursor.next_offset < cursor.partition.log.log_start_offset:
+            self._pass_over_gone(cursor)
+            if not cursor.has_more:
+                return None
+        try:
+            stored = cursor.head()
+        except OffsetOutOfRange:
+            self._pass_over_gone(cursor)
+            return None
+        if stored is None:
+            self._fill(cursor)
+        return stored
+
+    def _pass_over_gone(self, cursor: Cursor) -> None:
+        """Retention overtook the cursor."""
+        begin = cursor.next_offset
+        if self.plan.out_of_range == subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL:
+            self.fail(positions.out_of_range(cursor.partition, begin))
+            return
+        end = cursor.partition.log.log_start_offset
+        if self.plan.out_of_range == subscriber_pb2.OUT_OF_RANGE_POLICY_LATEST:
+            end = cursor.partition.high_watermark
+        cursor.move(end)
+        self.passed_over(cursor, end)
+        self.skipped(cursor, begin, end)
+        self.queue(cursor)
+
+    def passed_over(self, cursor: Cursor, end: int) -> None:
+        """Offsets up to `end` will not be delivered."""
+
+    def _fill(self, cursor: Cursor) -> None:
+        """Reads on from disk; the cursor is queued again when that is done."""
+        cursor.filling = True
+        if len(self._fills) >= self.surroundings.settings.reads_at_once_max:
+            self._waiting_fills.append(cursor)
+            return
+        task = asyncio.create_task(self._read(cursor))
+        self._fills.add(task)
+
+    async def _read(self, cursor: Cursor) -> None:
+        generation = cursor.generation
+        try:
+            stored = await cursor.partition.log.read(
+                cursor.next_offset,
+                end_offset=cursor.partition.high_watermark,
+                max_bytes=self.surroundings.settings.read_ahead_bytes,
+            )
+            if generation == cursor.generation:
+                cursor.buffer.extend(stored)
+        except OffsetOutOfRange:
+            pass  # retention was faster: `_head` tells the subscriber
+        except LogCorrupt as error:
+            self.fail(log_corrupt(cursor.partition, error))
+        except Exception as error:
+            self.fail(error)
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self._fills.discard(task)
+            cursor.filling = False
+            self.queue(cursor)
+            if self._waiting_fills:
+                self._fill(self._waiting_fills.popleft())
+
+    # --- heartbeats and endings ---
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self.plan.heartbeat_interval_s)
+            self._heartbeat_due = True
+            self._wake.set()
+
+    def _heartbeat(self) -> subscriber_pb2.SubscribeHeartbeat:
+        heartbeat = subscriber_pb2.SubscribeHeartbeat()
+        for cursor in self.cursors.values():
+            committed = cursor.tracker.commit_offset if cursor.tracker is not None else 0
+            figures = (cursor.partition.high_watermark, cursor.next_offset + committed)
+            if figures == (cursor.high_watermark_reported, cursor.committed_reported):
+                continue
+            cursor.high_watermark_reported, cursor.committed_reported = figures
+            heartbeat.progress.add(
+                topic=cursor.partition.topic,
+                partition=cursor.partition.number,
+                next_offset=cursor.next_offset,
+                high_watermark=cursor.partition.high_watermark,
+                committed_offset=committed,
+            )
+        return heartbeat
+
+    def half_close(self) -> None:
+        """The client has said all; it leaves in good order."""
+        self.half_closed = True
+        self._wake.set()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the stream with this."""
+        if self._failure is None:
+            self._failure = error
+        self._wake.set()
+
+    def drain(self, draining: record_pb2.Draining) -> None:
+        """Tells that the node is going."""
+        self.events.draining.CopyFrom(draining)
+        self.emit()
+
+    def end(self) -> None:
+        """Ends it: the grace is over."""
+        self._ending = True
+        self._wake.set()
+
+
+def position_of(cursor: Cursor, offset: int) -> record_pb2.Position:
+    """A place in the cursor's partition."""
+    return record_pb2.Position(topic=cursor.partition.topic, partition=cursor.partition.number, offset=offset)
+
+
+def named(cursors: Sequence[Cursor]) -> list[record_pb2.TopicPartition]:
+    """Their partitions."""
+    return [
+        record_pb2.TopicPartition(topic=cursor.partition.topic, partition=cursor.partition.number) for cursor in cursors
+    ]
+
+
+def log_corrupt(partition: Partition, error: LogCorrupt) -> PostbusError:
+    """DATA_LOSS, with the place."""
+    return PostbusError(
+        Reason.ERROR_REASON_LOG_CORRUPT,
+        f"{partition.topic}/{partition.number} is damaged at offset {error.offset}: {error.why}; start after it to"
+        " read on, and look at the node's disk",
+        metadata={"topic": partition.topic, "partition": partition.number, "offset": error.offset},
+    )
