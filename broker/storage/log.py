@@ -149,9 +149,11 @@ class PartitionLog:
         The caller has checked deduplication (`producers.check`, `request_ids.find`) in the same step.
         Raises DiskFull, RequestIdsFull, UnknownLog (deleted), StoreFailed. Appends nothing then.
         """
-        assert new.record_count > 0
         self._check_appendable()
         state = self._state
+        epochs = state.leader_epochs
+        assert new.record_count > 0
+        assert not epochs or epochs[-1][0] <= new.leader_epoch
         base_offset = state.end_offset
         end_offset = base_offset + new.record_count
         # Never falls, whatever the clock does: searches by time rely on it.
@@ -190,9 +192,7 @@ class PartitionLog:
         state.end_offset = end_offset
         state.last_append_time_us = append_time_us
         state.end_position += len(value)
-        epochs = state.leader_epochs
         if not epochs or epochs[-1][0] != new.leader_epoch:
-            assert not epochs or epochs[-1][0] < new.leader_epoch
             epochs.append((new.leader_epoch, base_offset))
         key = offset_key(self.log_id, base_offset)
         ops: list[Op] = [

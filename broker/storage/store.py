@@ -231,6 +231,11 @@ class LogStore:
             self._maintenance.range_deleted(log_key(log_id), log_key(log_id + 1))
 
     @property
+    def path(self) -> Path:
+        """The data directory."""
+        return self._data_dir.path
+
+    @property
     def disk_full(self) -> bool:
         """True: nothing may be published."""
         return self._disk.full
