@@ -16,9 +16,9 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
-from broker import errors
-from broker.errors import PostbusError
+from broker.errors import PostbusError, Reason
 from broker.services.requests import parse_checked
+from broker.storage.errors import StorageError, UnknownLog
 
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=Message)
@@ -108,7 +108,8 @@ class Adapter:
         code = "OK"
         try:
             return await run()
-        except PostbusError as error:
+        except (PostbusError, StorageError) as raised:
+            error = raised if isinstance(raised, PostbusError) else from_storage(raised)
             code = error.code.name
             await context.abort(error.code, error.message, error.trailers())
         except (asyncio.CancelledError, grpc.aio.InternalError):
@@ -192,9 +193,19 @@ class ServerStream:
                 raise
 
 
+def from_storage(error: StorageError) -> PostbusError:
+    """What storage may raise anywhere, because a topic went or the node stops while a request is under way."""
+    if isinstance(error, UnknownLog):
+        return PostbusError(Reason.ERROR_REASON_TOPIC_NOT_FOUND, "the topic was deleted meanwhile")
+    log.warning("storage_refusal", error=str(error))
+    return PostbusError(
+        Reason.ERROR_REASON_DRAINING, "this node's store is closing; connect again", retry_after_ms=500
+    )
+
+
 def timed_out(what: str, timeout_s: float) -> PostbusError:
     """DEADLINE_EXCEEDED: whether it happened is not known."""
     return PostbusError(
-        errors.Reason.ERROR_REASON_TIMEOUT,
+        Reason.ERROR_REASON_TIMEOUT,
         f"{what} was not done within {timeout_s:g} s; it may still happen: repeat it with the same request id",
     )
