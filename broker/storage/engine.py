@@ -126,7 +126,6 @@ class Engine:
         """Entries with begin <= key < end, in order of keys, or against it from the end."""
         found: list[tuple[bytes, bytes]] = []
         try:
-            # The database may end an iteration early on damage: items() raises then, it never passes for an end.
             for key, value in self._items(family, begin, end, reverse=reverse):
                 if limit is not None and len(found) >= limit:
                     break
@@ -151,6 +150,7 @@ class Engine:
                 return
             yield key, cursor.value()
             step()
+        # Damage ends an iteration too; it must not pass for the end of the data.
         cursor.status()
 
     def sequence(self) -> int:
@@ -216,10 +216,11 @@ class Engine:
 
     def close(self) -> None:
         """Waits for background work, and closes. Writes nothing: unflushed memtables are in the WAL."""
+        # First: letting go of a column family flushes its memtable, unless background work is cancelled.
+        self.cancel_background()
         # rocksdict lets go of the files when the last reference to a column family has gone, not in close().
         self._families.clear()
         self._handles.clear()
-        self.cancel_background()
         try:
             self._db.close()
         except Exception as error:
