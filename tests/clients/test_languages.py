@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.timeout(900)  # the first build of a machine; a warm run takes seconds
 
 KEYS = 40
-COUNT = 4000
+COUNT = 1500
 PARTITIONS = 6
 LANGUAGES = ["go", "node"]
 
@@ -127,6 +127,25 @@ def test_publisher_survives_a_killed_broker(broker, run, language: Callable, nam
         assert_in_order_by_key(log)
 
 
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_member_survives_a_killed_broker(broker, run, language: Callable, name: str) -> None:
+    """After kill -9 of the broker a member connects again by itself and gets everything; keys stay in order."""
+    broker.create_topic("flights", partitions=PARTITIONS)
+    member = run(*language(name).subscriber(broker, "flights", group="counters"))
+    publisher = run(*language("go").publisher(broker, "flights"))
+    publisher.say(lines(range(COUNT)))
+    run.wait_until(lambda: len(member.lines) > 0, "the first records")
+    broker.kill()
+    broker.start()
+    publisher.say(lines(range(COUNT, 2 * COUNT)))
+    publisher.finish_input()
+    assert publisher.wait() == 0, publisher.errors()
+    run.wait_until(lambda: len(member.lines) >= 2 * COUNT and len(seen(member)) == 2 * COUNT, "all records")
+    assert member.stop(signal.SIGINT) == 0, member.errors()
+    first_times = dict.fromkeys(values(member.lines))
+    assert_in_order_by_key(first_times)
+
+
 def test_load_generator_reports_what_was_acknowledged(broker, run, go_clients: Path) -> None:
     """The Go load generator stops after as many records as asked for and prints its figures as JSON."""
     broker.create_topic("bench", partitions=PARTITIONS)
@@ -161,6 +180,6 @@ def complete(one, other, published: int) -> bool:
     return len(one.lines) + len(other.lines) >= published and len(seen(one, other)) == published
 
 
-def seen(one, other) -> set[int]:
-    """The values that the two have printed."""
-    return set(values(one.lines)) | set(values(other.lines))
+def seen(*members) -> set[int]:
+    """The values that they have printed."""
+    return {value for member in members for value in values(member.lines)}

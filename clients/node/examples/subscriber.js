@@ -23,7 +23,8 @@ async function subscribe(bus, start, handle, signal) {
     signal.addEventListener('abort', leave);
     try {
       stream.write({ start });
-      for await (const { batches } of stream) {
+      for await (const { started, batches } of stream) {
+        if (started) start.memberId = started.memberId; // after a broken stream we come back as who we were
         idle = false;
         for (const delivered of batches) {
           if (signal.aborted) break; // what is not handled goes to the next member

@@ -40,6 +40,9 @@ func subscribe(ctx context.Context, bus pb.SubscriberServiceClient, start *pb.Su
 			for err == nil {
 				var in *pb.SubscribeResponse
 				in, err = stream.Recv()
+				if in.GetStarted() != nil {
+					start.MemberId = in.Started.MemberId // after a broken stream we come back as who we were
+				}
 				for _, b := range in.GetBatches() {
 					member.process(b, handle)
 				}

@@ -108,6 +108,9 @@ func (s *service) ship(ctx context.Context, start *pb.SubscribeStart) error {
 		if err != nil {
 			return err
 		}
+		if in.Started != nil {
+			start.MemberId = in.Started.MemberId // after a broken stream we come back as who we were
+		}
 		for _, batch := range in.Batches {
 			sending.Lock()
 			if ctx.Err() == nil { // after leaving, what is not packed goes to the next member
