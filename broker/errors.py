@@ -14,8 +14,10 @@ from google.rpc import error_details_pb2, status_pb2
 from postbus.v1 import error_pb2
 
 DOMAIN: Final = "postbus"
-# HTTP/2 peers commonly refuse trailers over 8 kB; gRPC repeats the details in text too.
-MESSAGE_CHARS_MAX: Final = 1500
+# HTTP/2 peers commonly refuse trailers over 8 kB; gRPC repeats the details in text too, each byte that is not
+# printable ASCII as three.
+MESSAGE_BYTES_MAX: Final = 1500
+MESSAGE_NOT_ASCII_BYTES_MAX: Final = 600
 
 Reason = error_pb2.ErrorReason
 _Code = grpc.StatusCode
@@ -85,7 +87,7 @@ class PostbusError(Exception):
         super().__init__(message)
         self.reason = reason
         self.kind = KINDS[reason]
-        self.message = message[:MESSAGE_CHARS_MAX]
+        self.message = _bounded(message)
         self.field = field
         self.resource = resource
         self.retry_after_ms = retry_after_ms
@@ -140,6 +142,12 @@ class PostbusError(Exception):
             ("postbus-retriable", str(self.kind.retriable).lower()),
             ("postbus-outcome-unknown", str(self.kind.outcome_unknown).lower()),
         )
+
+
+def _bounded(message: str) -> str:
+    if message.isascii() and message.isprintable():
+        return message[:MESSAGE_BYTES_MAX]
+    return message.encode()[:MESSAGE_NOT_ASCII_BYTES_MAX].decode(errors="ignore")
 
 
 def _any(message: error_details_pb2.ErrorInfo) -> any_pb2.Any:

@@ -47,14 +47,14 @@ class Publishing:
 
     def parse(self, data: bytes) -> view_pb2.PublishRequestView:
         """The view of a PublishRequest."""
-        view = requests.parse(view_pb2.PublishRequestView, data)
+        view = requests.parse(view_pb2.PublishRequestView, data, bytes_max=len(data))  # gRPC bounds it
         if view.ByteSize() != len(data):
             requests.refuse_repeated_fields(data)
         return view
 
     def parse_stream(self, data: bytes) -> view_pb2.PublishStreamRequestView:
         """The view of a PublishStreamRequest."""
-        view = requests.parse(view_pb2.PublishStreamRequestView, data)
+        view = requests.parse(view_pb2.PublishStreamRequestView, data, bytes_max=len(data))
         if view.ByteSize() != len(data):
             requests.refuse_repeated_fields(data)
             _refuse_repeated_publish_fields(data)
@@ -183,9 +183,9 @@ def _refuse_unknown(view: view_pb2.PublishRequestView) -> None:
     if requests.has_unknown_fields(view):
         requests.refuse_unknown(view)
     if view.HasField("producer"):
-        requests.refuse_unknown(view.producer)
+        requests.refuse_unknown(view.producer, "producer.")
     if view.HasField("precondition"):
-        requests.refuse_unknown(view.precondition)
+        requests.refuse_unknown(view.precondition, "precondition.")
 
 
 def _check_options(view: view_pb2.PublishRequestView, topic: LedTopic) -> None:
@@ -236,6 +236,7 @@ def _refuse_repeated_publish_fields(data: bytes) -> None:
 
 def timeout_s(duration: Duration, *, default_s: float) -> float:
     """How long the broker may try."""
+    requests.refuse_unknown(duration, "timeout.")
     value = requests.seconds("timeout", duration, maximum=TIMEOUT_S_MAX)
     if value <= 0:
         raise errors.invalid_field("timeout", f"must be above 0; leave it out for {default_s:g} s")

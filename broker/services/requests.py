@@ -20,10 +20,18 @@ M = TypeVar("M", bound=Message)
 check_name = names.check_name
 
 DURATION_SECONDS_MAX: Final = 10 * 365 * 86400
+# Of requests that carry no records: a few bytes make an object each, and each is looked at by itself, so that the
+# six megabytes that gRPC lets in would hold up everybody for seconds.
+REQUEST_BYTES_MAX: Final = 1024 * 1024
+ELEMENTS_MAX: Final = 10_000
 
 
-def parse(message_type: type[M], data: bytes) -> M:
-    """The message, without any check beyond its syntax."""
+def parse(message_type: type[M], data: bytes, *, bytes_max: int = REQUEST_BYTES_MAX) -> M:
+    """The message, without any check beyond its size and its syntax."""
+    if len(data) > bytes_max:
+        raise errors.too_large(
+            "request", f"has {len(data)} bytes, at most {bytes_max} are allowed; send it in parts", limit=bytes_max
+        )
     try:
         return message_type.FromString(data)
     except DecodeError as error:
@@ -39,9 +47,9 @@ def parse_checked(message_type: type[M], data: bytes) -> M:
     return request
 
 
-def refuse_unknown(message: Message) -> None:
-    """Raises UNKNOWN_FIELD with the path of the first unknown field or enum value."""
-    for path in _unknown_paths(message, ""):
+def refuse_unknown(message: Message, prefix: str = "") -> None:
+    """Raises UNKNOWN_FIELD with the path of the first unknown field or enum value; TOO_LARGE for endless lists."""
+    for path in _unknown_paths(message, prefix):
         raise errors.unknown_field(path)
 
 
@@ -56,6 +64,12 @@ def _unknown_paths(message: Message, prefix: str) -> Iterator[str]:
         yield f"{prefix}field {unknown[index].field_number}"
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
+        if field.is_repeated and len(value) > ELEMENTS_MAX:
+            raise errors.too_large(
+                path,
+                f"has {len(value)} elements, at most {ELEMENTS_MAX} are allowed; send them in parts",
+                limit=ELEMENTS_MAX,
+            )
         if field.enum_type is not None:
             known = field.enum_type.values_by_number
             for number in value if field.is_repeated else (value,):
@@ -140,6 +154,8 @@ def check_offset(field: str, offset: int) -> None:
 
 def seconds(field: str, duration: Duration, *, minimum: float = 0.0, maximum: float = DURATION_SECONDS_MAX) -> float:
     """A google.protobuf.Duration in seconds, within bounds."""
+    if abs(duration.nanos) >= 1_000_000_000 or duration.seconds * duration.nanos < 0:
+        raise errors.invalid_field(field, "is no duration: nanos have the sign of seconds and are below a second")
     value = duration.seconds + duration.nanos / 1e9
     if not minimum <= value <= maximum:
         raise errors.invalid_field(field, f"{value:g} s is not within {minimum:g} to {maximum:g} s")
