@@ -87,14 +87,19 @@ class Committer:
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[Exception], None],
         settings: CommitterSettings | None = None,
+        overwritten_families: frozenset[str] = frozenset(),
         name: str = "committer",
     ) -> None:
-        """on_fatal: called on the loop, at most once; the process must end."""
+        """on_fatal: called on the loop, at most once; the process must end.
+
+        overwritten_families: the same keys are put there again and again; a write holds only the last of each.
+        """
         self._engine = engine
         self._mark = mark
         self._loop = loop
         self._on_fatal = on_fatal
         self._settings = settings or CommitterSettings()
+        self._overwritten_families = overwritten_families
         self._queue: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         # On the loop.
@@ -230,38 +235,49 @@ class Committer:
         return group, False
 
     def _commit(self, group: list[_Submission]) -> None:
-        ops: list[Op] = []
+        ops: list[Op | None] = []
         ops_bytes = 0
+        latest: dict[tuple[str, bytes], int] = {}
         wrote = False
         for submission in group:
             if ops and ops_bytes + submission.size_bytes > self._settings.write_bytes_max:
                 self._write(ops)
-                wrote, ops, ops_bytes = True, [], 0
-            ops.extend(submission.ops)
+                wrote, ops, ops_bytes, latest = True, [], 0, {}
+            for op in submission.ops:
+                if op[1] in self._overwritten_families and op[0] == "put":
+                    # Within one write only the last value of a key is ever seen: leave the earlier ones out.
+                    slot = (op[1], op[2])
+                    earlier = latest.get(slot)
+                    if earlier is not None:
+                        ops[earlier] = None
+                    latest[slot] = len(ops)
+                ops.append(op)
             ops_bytes += submission.size_bytes
         if ops:
             self._write(ops)
             wrote = True
-        if wrote:
-            if any(submission.wants_written for submission in group):
-                self._call_loop(self._tell_written, group)
-            # Before the flush: a number taken after it could be of a write that the flush did not cover.
-            sequence = self._engine.sequence()
-            begin = time.perf_counter()
-            self._engine.flush_wal()
-            self.flush_seconds_last = time.perf_counter() - begin
-            self.flush_seconds_total += self.flush_seconds_last
-            self._mark.record(sequence)
-            if self._settings.mark_sync_interval_ms == 0:
-                self._mark.sync()
-            elif self._mark_unsynced_since is None:
-                self._mark_unsynced_since = time.monotonic()
-        elif any(submission.wants_written for submission in group):
+        if any(submission.wants_written for submission in group):
             self._call_loop(self._tell_written, group)
+        if wrote:
+            self._flush()
         self.groups_count += 1
         self._call_loop(self._tell_durable, group)
 
-    def _write(self, ops: list[Op]) -> None:
+    def _flush(self) -> None:
+        # Before the flush: a number taken after it could be of a write that the flush did not cover.
+        sequence = self._engine.sequence()
+        begin = time.perf_counter()
+        self._engine.flush_wal()
+        self.flush_seconds_last = time.perf_counter() - begin
+        self.flush_seconds_total += self.flush_seconds_last
+        self._mark.record(sequence)
+        if self._settings.mark_sync_interval_ms == 0:
+            self._mark.sync()
+        elif self._mark_unsynced_since is None:
+            self._mark_unsynced_since = time.monotonic()
+
+    def _write(self, collected: list[Op | None]) -> None:
+        ops = [op for op in collected if op is not None]
         deadline = 0.0
         while True:
             try:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from broker.storage.durable_mark import fsync_folder
 from broker.storage.errors import StoreFailed, StoreLocked
 
 FORMAT: Final = "postbus 1"
@@ -64,7 +65,18 @@ class DataDir:
                 raise StoreFailed(
                     f"{self.path} holds data, but no FORMAT file: is it a Postbus data directory?"
                 ) from None
-            file.write_text(FORMAT + "\n")
+            self._write_format(file)
             return
         if found != FORMAT:
             raise StoreFailed(f"{self.path} was written by another version: format {found!r}, this is {FORMAT!r}")
+
+    def _write_format(self, file: Path) -> None:
+        # Durable before any data, and whole: after a power cut data without a format would be refused.
+        new = file.with_suffix(".new")
+        with new.open("w") as open_file:
+            open_file.write(FORMAT + "\n")
+            open_file.flush()
+            os.fsync(open_file.fileno())
+        new.rename(file)
+        fsync_folder(self.path)
+        fsync_folder(self.path.absolute().parent)

@@ -40,7 +40,7 @@ class DurableMark:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if os.fstat(self._fd).st_size < 2 * _SLOT_BYTES:
             os.ftruncate(self._fd, 2 * _SLOT_BYTES)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
         self._counter = max((counter for counter, _ in _slots(os.pread(self._fd, 2 * _SLOT_BYTES, 0))), default=0)
 
     def record(self, sequence: int, *, clean: bool = False) -> None:
@@ -82,7 +82,8 @@ def _slots(data: bytes) -> list[tuple[int, Mark]]:
     return found
 
 
-def _fsync_folder(path: Path) -> None:
+def fsync_folder(path: Path) -> None:
+    """Makes the creation of files in it durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -17,6 +17,8 @@ PRODUCERS: Final = "producers"
 TABLE: Final = "table"
 
 LOG_FAMILIES: Final = (BATCHES, INDEX, STATE, PRODUCERS, TABLE)
+OVERWRITTEN_FAMILIES: Final = frozenset((STATE, PRODUCERS, TABLE))
+"""Their keys are put again with every append; see `Committer`."""
 
 
 def data_families(*, memtable_bytes: int) -> dict[str, FamilyOptions]:

@@ -14,12 +14,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from broker.storage.durable_mark import DurableMark, read_mark
+from broker.storage.durable_mark import DurableMark, fsync_folder, read_mark
 from broker.storage.engine import Engine, FamilyOptions, RecoveryMode
 from broker.storage.errors import StoreCorrupt, StoreLoss
 
@@ -35,6 +35,8 @@ class DatabaseSpec:
     families: Mapping[str, FamilyOptions]
     block_cache_bytes: int
     wal_bytes_max: int
+    load: Callable[[Engine], object] = lambda engine: None
+    """Reads what a start needs of it. Raises StoreCorrupt, which counts as a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,23 @@ class Loss:
     """Where the damaged files are; empty: nothing was set aside."""
 
 
-def open_database(data_dir: Path, spec: DatabaseSpec) -> tuple[Engine, DurableMark, RecoveredDatabase]:
+@dataclass(frozen=True, slots=True)
+class OpenDatabase:
+    """A database in use."""
+
+    engine: Engine
+    mark: DurableMark
+    loaded: Any
+    """What `DatabaseSpec.load` returned."""
+    report: RecoveredDatabase
+
+    def close(self) -> None:
+        """Closes both."""
+        self.mark.close()
+        self.engine.close()
+
+
+def open_database(data_dir: Path, spec: DatabaseSpec) -> OpenDatabase:
     """Opens or creates. Raises StoreLoss, StoreFailed. Blocks for as long as the WAL takes to replay."""
     begin = time.monotonic()
     path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
@@ -93,6 +111,14 @@ def open_database(data_dir: Path, spec: DatabaseSpec) -> tuple[Engine, DurableMa
     if recovered < promised:
         engine.close()
         raise _loss(spec.name, _count_text(promised, recovered))
+    if created:
+        # RocksDB makes its own files durable, but not its folder's entry in ours.
+        fsync_folder(data_dir)
+    try:
+        loaded = spec.load(engine)
+    except StoreCorrupt as error:
+        engine.close()
+        raise _loss(spec.name, f"what every start needs of it is damaged: {error}") from error
     report = RecoveredDatabase(
         name=spec.name,
         clean=mark is not None and mark.clean,
@@ -101,7 +127,7 @@ def open_database(data_dir: Path, spec: DatabaseSpec) -> tuple[Engine, DurableMa
         wal_bytes=wal_bytes,
         seconds=time.monotonic() - begin,
     )
-    return engine, DurableMark(mark_path), report
+    return OpenDatabase(engine=engine, mark=DurableMark(mark_path), loaded=loaded, report=report)
 
 
 def accept_loss(data_dir: Path, spec: DatabaseSpec, *, now_us: int) -> Loss | None:
@@ -112,24 +138,15 @@ def accept_loss(data_dir: Path, spec: DatabaseSpec, *, now_us: int) -> Loss | No
     """
     path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
     try:
-        engine, mark, _ = open_database(data_dir, spec)
+        open_database(data_dir, spec).close()
+        return None
     except StoreLoss as error:
         reason = str(error)
-    else:
-        mark.close()
-        engine.close()
-        return None
     promised = read_mark(mark_path)
     set_aside = data_dir / f"{spec.name}.damaged-{now_us}"
     if path.exists():
         _copy(path, set_aside)
-    try:
-        engine = _open(path, spec, "point_in_time")
-    except StoreCorrupt:
-        shutil.rmtree(path)
-        engine = _open(path, spec, "tolerate_torn_tail")
-    recovered = engine.sequence()
-    engine.close()
+    recovered = _open_what_is_left(path, spec)
     loss = Loss(
         time_us=now_us,
         database=spec.name,
@@ -164,6 +181,24 @@ def _open(path: Path, spec: DatabaseSpec, recovery_mode: RecoveryMode) -> Engine
         wal_bytes_max=spec.wal_bytes_max,
         recovery_mode=recovery_mode,
     )
+
+
+def _open_what_is_left(path: Path, spec: DatabaseSpec) -> int:
+    """Makes the database open again, empty if nothing else helps; returns its sequence."""
+    try:
+        engine = _open(path, spec, "point_in_time")
+        try:
+            spec.load(engine)
+            return engine.sequence()
+        finally:
+            engine.close()
+    except StoreCorrupt:
+        shutil.rmtree(path)
+    engine = _open(path, spec, "tolerate_torn_tail")
+    try:
+        return engine.sequence()
+    finally:
+        engine.close()
 
 
 def _sequence_of_copy(path: Path, spec: DatabaseSpec) -> int | None:

@@ -17,12 +17,12 @@ from broker.clock import Clock
 from broker.storage.committer import Committer, CommitterSettings
 from broker.storage.data_dir import DataDir
 from broker.storage.disk_watch import DiskWatch, free_bytes
-from broker.storage.durable_mark import DurableMark
 from broker.storage.engine import Engine
-from broker.storage.errors import StoreFailed, UnknownLog
+from broker.storage.errors import StoreCorrupt, UnknownLog
 from broker.storage.log import LogContext, PartitionLog
 from broker.storage.log_reader import LogReader
 from broker.storage.log_state import (
+    OVERWRITTEN_FAMILIES,
     PRODUCERS,
     STATE,
     LogState,
@@ -34,7 +34,7 @@ from broker.storage.log_state import (
 )
 from broker.storage.maintenance import Maintenance, MaintenanceSettings
 from broker.storage.producers import ProducerTable
-from broker.storage.recovery import DatabaseSpec, Loss, RecoveredDatabase, accept_loss, open_database
+from broker.storage.recovery import DatabaseSpec, Loss, OpenDatabase, RecoveredDatabase, accept_loss, open_database
 from broker.storage.request_ids import RequestIdTable
 from broker.storage.tail import Tail
 
@@ -102,11 +102,18 @@ class _Opened:
     """What the opening thread hands to the loop."""
 
     data_dir: DataDir
-    meta: tuple[Engine, DurableMark]
-    data: tuple[Engine, DurableMark]
+    meta: OpenDatabase
+    data: OpenDatabase
+    disk: DiskWatch
+    report: RecoveryReport
+
+
+@dataclass(frozen=True, slots=True)
+class _SavedLogs:
+    """The only thing that a start reads of the logs."""
+
     states: dict[int, LogState]
     producers: dict[int, list[tuple[int, bytes]]]
-    report: RecoveryReport
 
 
 class LogStore:
@@ -120,32 +127,34 @@ class LogStore:
         clock: Clock,
         on_fatal: Callable[[Exception], None],
         on_maintenance_error: Callable[[Exception], None],
-        disk: DiskWatch,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Use `LogStore.open`."""
         self.recovery = opened.report
         self._settings = settings
         self._data_dir = opened.data_dir
-        self._disk = disk
+        self._disk = opened.disk
         self._tail = Tail(bytes_max=settings.tail_bytes_max)
         self._readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="reader")
-        self._marks = [opened.meta[1], opened.data[1]]
-        self._engine = opened.data[0]
+        self._databases = (opened.meta, opened.data)
+        self._engine = opened.data.engine
         self._closed = False
         self._committer = Committer(
             self._engine,
-            opened.data[1],
+            opened.data.mark,
             loop=loop,
             on_fatal=on_fatal,
             settings=CommitterSettings(
                 append_queue_bytes_max=settings.append_queue_bytes_max,
                 mark_sync_interval_ms=settings.mark_sync_interval_ms,
             ),
+            overwritten_families=OVERWRITTEN_FAMILIES,
             name="commit-data",
         )
-        meta_committer = Committer(opened.meta[0], opened.meta[1], loop=loop, on_fatal=on_fatal, name="commit-meta")
-        self.meta = MetaStore(engine=opened.meta[0], committer=meta_committer)
+        meta_committer = Committer(
+            opened.meta.engine, opened.meta.mark, loop=loop, on_fatal=on_fatal, name="commit-meta"
+        )
+        self.meta = MetaStore(engine=opened.meta.engine, committer=meta_committer)
         self._maintenance = Maintenance(
             engine=self._engine,
             clock=clock,
@@ -157,10 +166,11 @@ class LogStore:
             producer_expiry_ms=settings.producer_expiry_ms,
             settings=settings.maintenance,
         )
-        self._context = LogContext(committer=self._committer, readers=self._readers, disk=disk)
+        self._context = LogContext(committer=self._committer, readers=self._readers, disk=self._disk)
+        saved: _SavedLogs = opened.data.loaded
         self._logs: dict[int, PartitionLog] = {}
-        for log_id, state in opened.states.items():
-            self._logs[log_id] = self._make_log(log_id, state, opened.producers.get(log_id, ()))
+        for log_id, state in saved.states.items():
+            self._logs[log_id] = self._make_log(log_id, state, saved.producers.get(log_id, ()))
         self._maintenance.start()
 
     @classmethod
@@ -178,15 +188,9 @@ class LogStore:
 
         on_maintenance_error: retention or reclaim failed and will be tried again; to be logged.
 
-        Raises StoreLocked, StoreLoss, StoreCorrupt, StoreFailed.
+        Raises StoreLocked, StoreLoss, StoreFailed.
         """
-        opened = await asyncio.to_thread(_open, data_dir, settings)
-        disk = DiskWatch(
-            data_dir,
-            free_min_bytes=settings.disk_free_min_bytes,
-            reserve_bytes=settings.disk_reserve_bytes,
-            free_bytes=free_bytes,
-        )
+        opened = await asyncio.to_thread(_open, data_dir, settings, free_bytes)
         loop = asyncio.get_running_loop()
         return cls(
             opened,
@@ -194,7 +198,6 @@ class LogStore:
             clock=clock,
             on_fatal=on_fatal,
             on_maintenance_error=on_maintenance_error,
-            disk=disk,
             loop=loop,
         )
 
@@ -287,12 +290,11 @@ class LogStore:
     def _close_files(self) -> None:
         self._readers.shutdown(wait=True)
         committers = (self.meta.committer, self._committer)
-        for engine, mark, committer in zip((self.meta.engine, self._engine), self._marks, committers, strict=True):
+        for database, committer in zip(self._databases, committers, strict=True):
             if not committer.failed:
-                mark.record(engine.sequence(), clean=True)
-                mark.sync()
-            mark.close()
-            engine.close()
+                database.mark.record(database.engine.sequence(), clean=True)
+                database.mark.sync()
+            database.close()
         self._data_dir.release()
 
     def _make_log(self, log_id: int, state: LogState, saved_producers: Iterable[tuple[int, bytes]]) -> PartitionLog:
@@ -331,53 +333,54 @@ def _specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpec]:
         families=data_families(memtable_bytes=settings.memtable_bytes),
         block_cache_bytes=settings.block_cache_bytes,
         wal_bytes_max=settings.wal_bytes_max,
+        load=_load_logs,
     )
     return meta, data
 
 
-def _open(path: Path, settings: StorageSettings) -> _Opened:
+def _open(path: Path, settings: StorageSettings, free_bytes: Callable[[Path], int]) -> _Opened:
     begin = time.monotonic()
     data_dir = DataDir.acquire(path)
-    opened: list[tuple[Engine, DurableMark, RecoveredDatabase]] = []
+    opened: list[OpenDatabase] = []
     try:
         for spec in _specs(settings):
             opened.append(open_database(path, spec))  # noqa: PERF401 - what is open must be closed if the next fails
-        (meta_engine, meta_mark, meta_report), (engine, mark, report) = opened
-        states = _load_states(engine)
-        producers = _load_producers(engine)
+        disk = DiskWatch(
+            path,
+            free_min_bytes=settings.disk_free_min_bytes,
+            reserve_bytes=settings.disk_reserve_bytes,
+            free_bytes=free_bytes,
+        )
     except BaseException:
-        for open_engine, open_mark, _ in opened:
-            open_mark.close()
-            open_engine.close()
+        for database in opened:
+            database.close()
         data_dir.release()
         raise
+    meta, data = opened
+    reports = (meta.report, data.report)
     return _Opened(
         data_dir=data_dir,
-        meta=(meta_engine, meta_mark),
-        data=(engine, mark),
-        states=states,
-        producers=producers,
+        meta=meta,
+        data=data,
+        disk=disk,
         report=RecoveryReport(
-            logs_count=len(states),
-            wal_bytes=meta_report.wal_bytes + report.wal_bytes,
+            logs_count=len(data.loaded.states),
+            wal_bytes=sum(report.wal_bytes for report in reports),
             seconds=time.monotonic() - begin,
-            clean=meta_report.clean and report.clean,
-            created=meta_report.created and report.created,
-            databases=(meta_report, report),
+            clean=all(report.clean for report in reports),
+            created=all(report.created for report in reports),
+            databases=reports,
         ),
     )
 
 
-def _load_states(engine: Engine) -> dict[int, LogState]:
-    """The only thing that a start reads of each log, together with its producers."""
-    try:
-        return {key_log_id(key): LogState.decode(value) for key, value in engine.scan(STATE, b"", b"\xff" * 9)}
-    except ValueError as error:
-        raise StoreFailed(f"loading the logs: {error}") from error
-
-
-def _load_producers(engine: Engine) -> dict[int, list[tuple[int, bytes]]]:
+def _load_logs(engine: Engine) -> _SavedLogs:
+    """States and producers of all logs. Raises StoreCorrupt."""
     producers: dict[int, list[tuple[int, bytes]]] = {}
     for key, value in engine.scan(PRODUCERS, b"", b"\xff" * 17):
         producers.setdefault(key_log_id(key), []).append((key_number(key), value))
-    return producers
+    try:
+        states = {key_log_id(key): LogState.decode(value) for key, value in engine.scan(STATE, b"", b"\xff" * 9)}
+    except ValueError as error:
+        raise StoreCorrupt(str(error)) from error
+    return _SavedLogs(states=states, producers=producers)

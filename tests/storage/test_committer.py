@@ -162,6 +162,32 @@ async def test_a_group_is_cut_at_its_bounds(make: Make, disk: FakeDisk) -> None:
     assert disk.flushes >= 4
 
 
+async def test_a_key_that_is_overwritten_in_the_same_write_is_written_once(
+    disk: FakeDisk, fatal: list[Exception], tmp_path: Path
+) -> None:
+    """Only in the families named; deletions keep their place among the puts."""
+    committer = Committer(
+        disk,
+        DurableMark(tmp_path / "mark"),
+        loop=asyncio.get_running_loop(),
+        on_fatal=fatal.append,
+        overwritten_families=frozenset({"state"}),
+    )
+    ops: list[Op] = [
+        ("put", "log", b"k", b"1"),
+        ("put", "state", b"a", b"1"),
+        ("put", "state", b"b", b"1"),
+        ("put", "log", b"k", b"2"),
+        ("put", "state", b"a", b"2"),
+        ("delete", "state", b"b"),
+        ("delete_range", "state", b"a", b"b"),
+        ("put", "state", b"a", b"3"),
+    ]
+    committer.submit(ops, size_bytes=1)
+    await committer.close()
+    assert disk.written == [ops[0], ops[2], ops[3], ops[5], ops[6], ops[7]]
+
+
 async def test_a_stalled_write_is_tried_again_and_loses_nothing(make: Make, disk: FakeDisk) -> None:
     committer = make()
     disk.stalls = 3
