@@ -8,6 +8,7 @@ That makes fences available to decisions of the same turn; nobody outside hears 
 """
 
 import asyncio
+import contextlib
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -185,7 +186,8 @@ class Journal:
     def _trim(self) -> None:
         durable = self._log.durable_end_offset
         if durable - self._log.log_start_offset > LOG_RECORDS_MAX:
-            self._log.trim(durable - LOG_RECORDS_MIN)
+            with contextlib.suppress(StorageError):  # the next append tries again
+                self._log.trim(durable - LOG_RECORDS_MIN)
 
     def _on_progress(self) -> None:
         durable = self._log.durable_end_offset
