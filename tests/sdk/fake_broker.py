@@ -121,6 +121,8 @@ class FakeBroker:
         # Subscribing: end the stream after so many deliveries.
         self.break_subscribe_after: deque[int] = deque()
         self.drain_subscribe_after: deque[int] = deque()
+        # 1: while a stream is broken somebody else owns the partitions.
+        self.new_owner_on_break = 0
         self.silent_subscribes = 0
         self.heartbeat_interval = 5.0
         self.batch_records_max = 1_000_000
@@ -469,6 +471,7 @@ class _Session:
                 fence = broker.fence if group else 0
                 yield subscriber_pb2.SubscribeResponse(batches=[delivered(*key, stored, fence=fence)])
                 if _at(broker.break_subscribe_after):
+                    broker.fence += broker.new_owner_on_break
                     await self.context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
                 if _at(broker.drain_subscribe_after):
                     yield subscriber_pb2.SubscribeResponse(draining=record_pb2.Draining())

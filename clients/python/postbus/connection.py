@@ -23,6 +23,7 @@ PORT_DEFAULT: Final = 7070
 MESSAGE_BYTES_MAX: Final = 32 * 1024 * 1024
 RETRY_DELAY_MIN: Final = 0.05
 RETRY_DELAY_MAX: Final = 2.0
+MOVING_DELAY: Final = 0.5
 
 CHANNEL_OPTIONS: Final[Mapping[str, int]] = {
     "grpc.max_receive_message_length": MESSAGE_BYTES_MAX,
@@ -99,6 +100,11 @@ class Connections:
     def address(self) -> str:
         """The one in use."""
         return self.addresses[self._index]
+
+    @property
+    def moving_delay(self) -> float:
+        """Seconds to wait after a node said that it goes: with no other to go to, it must be let go first."""
+        return RETRY_DELAY_MIN if len(self.addresses) > 1 else MOVING_DELAY
 
     def rotate(self, address: str) -> None:
         """`address` failed: goes on to the next, unless somebody else did so before."""

@@ -282,7 +282,10 @@ class Pipeline:
             if stream is not None and stream.answers:
                 attempt = 0
             if failure is None:
-                continue  # A deliberate end: the next stream at once.
+                # A deliberate end: the next stream at once, unless the node asked for it.
+                if stream is not None and stream.draining:
+                    await asyncio.sleep(self._connections.moving_delay)
+                continue
             self._connections.rotate(address)
             if failure.code in _FINAL_CODES:
                 self._fail_all(failure)
@@ -380,6 +383,7 @@ class Pipeline:
                 if response.HasField("draining"):
                     log.info("%s is going away: moving on", stream.address)
                     self._connections.rotate(stream.address)
+                    stream.draining = True
                     self._leave(stream)
             code = await stream.call.code()
             if code is not grpc.StatusCode.OK:
@@ -608,4 +612,5 @@ class _Stream:
         self.sent: dict[int, OutgoingBatch] = {}
         self.answers = 0
         self.leaving = False
+        self.draining = False
         self.failure: errors.PostbusError | None = None

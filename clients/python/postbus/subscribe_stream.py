@@ -124,6 +124,8 @@ class StreamRunner:
         self._call: grpc.aio.StreamStreamCall[bytes, _Frame] | None = None
         self._closing = False
         self._leaving = False
+        # Why we cancelled the call ourselves, if we did.
+        self._cut = ""
         self._connected_time = 0.0
         self._reading_since = 0.0
         self._heartbeat = 0.0
@@ -251,6 +253,7 @@ class StreamRunner:
                 self._tell("disconnected", detail=str(failure or f"{address} is going away"))
                 self._connections.rotate(address)
                 if failure is None:
+                    await asyncio.sleep(self._connections.moving_delay)
                     continue
                 if not _worth_another_try(failure):
                     self._finish(failure)
@@ -295,6 +298,7 @@ class StreamRunner:
         self._dirty = {key: reading for key, reading in self.readings.items() if reading.assigned}
         call = self._connections.stream("SubscriberService/Subscribe", response=_frame)
         self._call = call
+        self._cut = ""
         # Three times the interval that `started` will tell; until then, as long as joining may take.
         self._heartbeat = START_TIMEOUT / SILENT_HEARTBEATS
         self._reading_since = time.monotonic()
@@ -318,9 +322,11 @@ class StreamRunner:
         except grpc.aio.AioRpcError as error:
             failure = errors.from_rpc(error)
         except asyncio.CancelledError:
-            # Our own cancelling of a silent call looks the same as being cancelled ourselves.
-            if self._reading_since >= 0 or self._closing:
+            # Our own cancelling of the call looks the same as being cancelled ourselves.
+            if not self._cut or self._closing:
                 raise
+            if self._cut != "silent":
+                return None
             failure = errors.Unavailable("the broker fell silent", code=grpc.StatusCode.UNAVAILABLE, retriable=True)
         finally:
             self._call = None
@@ -341,6 +347,14 @@ class StreamRunner:
                 request = self._next_request()
                 if request is not None:
                     await call.write(request.SerializeToString())
+                # Not before all is said: more may have been acknowledged while this was being written.
+                if self._send_wake.is_set():
+                    continue
+                if self._leaving and self._plan.start.group and not self._closing:
+                    # A half-close would give the partitions up; a member that comes back at once keeps them.
+                    self._cut = "leaving"
+                    call.cancel()
+                    return
                 if self._closing or self._leaving:
                     await call.done_writing()
                     return
@@ -367,7 +381,8 @@ class StreamRunner:
             since, call = self._reading_since, self._call
             if since > 0 and call is not None and time.monotonic() - since > SILENT_HEARTBEATS * self._heartbeat:
                 log.info("the broker fell silent")
-                self._reading_since = -1.0
+                self._reading_since = 0.0
+                self._cut = "silent"
                 call.cancel()
 
     # --- what the broker says ------------------------------------------------------------------------------------
@@ -401,6 +416,7 @@ class StreamRunner:
         if self._plan.until_end and self.readings and all(each.stopped for each in self.readings.values()):
             self._finish(None)
             if self._call is not None:
+                self._cut = "done"
                 self._call.cancel()
         self._notify()
 
@@ -450,6 +466,7 @@ class StreamRunner:
             reading.assigned = True
             reading.caught_up = False
             reading.committed_offset = position.offset
+            reading.committed(position.offset)
             if reading.seek_command_id:
                 self._put_seek(reading)
             if reading.paused:
