@@ -20,7 +20,15 @@ from typing import Self
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from postbus.v1 import record_pb2, subscriber_pb2, subscriber_pb2_grpc, topic_pb2, topic_pb2_grpc
+from postbus.v1 import (
+    group_pb2,
+    group_pb2_grpc,
+    record_pb2,
+    subscriber_pb2,
+    subscriber_pb2_grpc,
+    topic_pb2,
+    topic_pb2_grpc,
+)
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
@@ -49,6 +57,8 @@ class Program:
             )
         self.lines: list[str] = []
         self._news = news or threading.Condition()
+        self._reading = threading.Event()
+        self._reading.set()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -60,6 +70,7 @@ class Program:
             self._child.send_signal(signal.SIGCONT)
             self._child.kill()
         self._child.wait()
+        self._reading.set()
         self._reader.join(WAIT_S)
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.close()
@@ -76,6 +87,10 @@ class Program:
     def finish_input(self) -> None:
         """Ends its standard input."""
         self._child.stdin.close()
+
+    def stop_reading(self) -> None:
+        """Lets its standard output fill up, until it blocks there; its end lets the rest be read."""
+        self._reading.clear()
 
     def wait(self) -> int:
         """Waits for its end; returns its exit code, with all its lines in `lines`."""
@@ -96,9 +111,10 @@ class Program:
         return self.wait()
 
     def kill(self) -> None:
-        """Ends it without asking."""
+        """Ends it without asking; `lines` has all that it wrote in full."""
         self._child.kill()
         self._child.wait()
+        self._reading.set()
         self._reader.join(WAIT_S)
 
     def call_at_end(self, act: Callable[[], object]) -> None:
@@ -117,9 +133,11 @@ class Program:
 
     def _read(self) -> None:
         for line in self._child.stdout:
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
-                self._news.notify_all()
+            if line.endswith("\n"):
+                with self._news:
+                    self.lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
+            self._reading.wait()
         with self._news:
             self._news.notify_all()
 
@@ -202,6 +220,13 @@ class Broker:
         with grpc.insecure_channel(self.address) as channel:
             request = topic_pb2.CreateTopicRequest(name=name, partition_count=partitions)
             topic_pb2_grpc.TopicServiceStub(channel).CreateTopic(request, timeout=WAIT_S)
+
+    def rewind(self, group: str, topic: str) -> None:
+        """Moves the committed offsets of a group without members back to the first record."""
+        to = subscriber_pb2.StartPosition(edge=subscriber_pb2.LOG_EDGE_EARLIEST)
+        with grpc.insecure_channel(self.address) as channel:
+            request = group_pb2.ResetOffsetsRequest(group=group, topic=topic, to=to)
+            group_pb2_grpc.GroupServiceStub(channel).ResetOffsets(request, timeout=WAIT_S)
 
     def records(self, topic: str) -> dict[int, list[record_pb2.Record]]:
         """Everything in a topic now, by partition, in order."""

@@ -172,6 +172,14 @@ def test_services_come_and_go_and_nothing_is_lost(broker, run, shipping: Path) -
     assert parcels.stop() == 0, parcels.errors()
     assert bills.stop() == 0, bills.errors()
 
+    # An operator rewinds both groups by mistake: all is delivered again, and nobody is billed or shipped to twice.
+    for group in ("billing", "shipping"):
+        broker.rewind(group, "orders")
+    parcels, bills = shop.shipping("v2"), shop.billing()
+    run.wait_until(lambda: shop.placed == set(parcels.lines) == set(bills.lines), "everything again")
+    assert parcels.stop() == 0, parcels.errors()
+    assert bills.stop() == 0, bills.errors()
+
     assert sorted(event["order_id"] for event in events(broker, "orders")) == sorted(shop.placed)
     assert by_order(events(broker, "invoices")) == shop.invoices()
     assert by_order(events(broker, "shipments")) == shop.shipments()
