@@ -206,7 +206,10 @@ class Node:
         self._producer_ids = ProducerIds(self._metadata_log)
         self._publisher = PublisherService(
             publishing=Publishing(
-                partitions=self._partitions, clock=clock, batch_records_max=settings.batch_records_max
+                partitions=self._partitions,
+                clock=clock,
+                batch_records_max=settings.batch_records_max,
+                producer_exists=self._producer_ids.handed_out,
             ),
             wait_for_room=self._store.wait_for_room,
             init_producer=self._init_producer,
@@ -257,7 +260,7 @@ class Node:
     async def _init_producer(self, producer_id: int, epoch: int) -> tuple[int, int]:
         if not producer_id:
             return await self._producer_ids.take(), 0
-        if producer_id >= self._metadata_log.state.next_producer_id:
+        if not self._producer_ids.handed_out(producer_id):
             raise invalid_field("id", f"{producer_id} was never handed out; 0 asks for a new id")
         if epoch >= PRODUCER_EPOCH_MAX:
             raise invalid_field("epoch", f"{epoch} is the last one; ask for a new id")

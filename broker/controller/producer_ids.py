@@ -22,6 +22,11 @@ class ProducerIds:
         self._end_id = 0
         self._reserving = asyncio.Lock()
 
+    def handed_out(self, producer_id: int) -> bool:
+        """Whether anyone may hold it. What is left of other blocks counts: it is given to nobody any more."""
+        waits = self._next_id <= producer_id < self._end_id
+        return 0 < producer_id < self._metadata_log.state.next_producer_id and not waits
+
     async def take(self) -> int:
         """An id that nobody else has or ever had."""
         async with self._reserving:

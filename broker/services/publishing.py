@@ -5,6 +5,7 @@ ids to be loaded). `place` itself never waits: deduplication, precondition and a
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,10 +41,18 @@ class Prepared:
 class Publishing:
     """Turns requests into appends."""
 
-    def __init__(self, *, partitions: Partitions, clock: Clock, batch_records_max: int) -> None:
+    def __init__(
+        self,
+        *,
+        partitions: Partitions,
+        clock: Clock,
+        batch_records_max: int,
+        producer_exists: Callable[[int], bool],
+    ) -> None:
         self._partitions = partitions
         self._clock = clock
         self._batch_records_max = batch_records_max
+        self._producer_exists = producer_exists
 
     def parse(self, data: bytes) -> view_pb2.PublishRequestView:
         """The view of a PublishRequest."""
@@ -70,6 +79,9 @@ class Publishing:
             requests.check_name("topic", view.topic)
             raise errors.topic_not_found(view.topic)
         _check_options(view, topic)
+        if view.HasField("producer") and not self._producer_exists(view.producer.id):
+            # Whoever gets this id later would have its first batch taken for a repetition.
+            raise errors.invalid_field("producer.id", f"{view.producer.id} was never handed out; call InitProducer")
         batch = view.batch
         limits = BatchLimits(
             record_bytes_max=topic.config.record_bytes_max,
@@ -209,8 +221,9 @@ def _check_options(view: view_pb2.PublishRequestView, topic: LedTopic) -> None:
     if view.HasField("precondition"):
         if not has_partition:
             raise errors.invalid_field("partition", "is required with `precondition`")
-        if view.precondition.HasField("end_offset"):
-            requests.check_offset("precondition.end_offset", view.precondition.end_offset)
+        if not view.precondition.HasField("end_offset"):
+            raise errors.invalid_field("precondition.end_offset", "is required: a precondition without it is none")
+        requests.check_offset("precondition.end_offset", view.precondition.end_offset)
 
 
 def _check_producer(view: view_pb2.PublishRequestView, *, has_partition: bool) -> None:
@@ -219,8 +232,6 @@ def _check_producer(view: view_pb2.PublishRequestView, *, has_partition: bool) -
         raise errors.invalid_field("producer", "excludes `request_id`: use one form of idempotence")
     if not has_partition:
         raise errors.invalid_field("partition", "is required with `producer`")
-    if producer.id < 1:
-        raise errors.invalid_field("producer.id", f"{producer.id} was never handed out; call InitProducer")
     if producer.epoch < 0:
         raise errors.invalid_field("producer.epoch", f"{producer.epoch} is negative")
     if producer.sequence < 0:
