@@ -241,7 +241,7 @@ def classify(error: Exception, doing: str) -> StorageError:
     return StoreFailed(f"{doing}: {text}")
 
 
-_GC_POLL_S: Final = 0.1
+_GC_POLL_S: Final = 0.25
 _GC_PROGRESS_S: Final = 3.0
 _BLOB_GC_IDLE: Final = {
     "blob_garbage_collection_age_cutoff": "0.0",
