@@ -73,7 +73,7 @@ class Maintenance:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Starts the loops; `stop` ends them."""
+        """Starts the loops; `stop` ends them, and `close` the thread."""
         settings = self._settings
         for interval_ms, work in (
             (self._disk_check_interval_ms, self._look_at_disk),
@@ -83,14 +83,14 @@ class Maintenance:
             self._tasks.append(asyncio.ensure_future(self._repeat(interval_ms / 1000, work)))
 
     async def stop(self) -> None:
-        """Ends the loops and cancels compactions. Nothing can be written to the database afterwards."""
+        """Ends the loops. A compaction may go on until `close`."""
         self._stopping.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._stop_thread)
 
-    def _stop_thread(self) -> None:
+    def close(self) -> None:
+        """Cancels compactions, and waits. Nothing can be written to the database afterwards. Blocks."""
         self._engine.cancel_background()
         self._thread.shutdown(wait=True)
 

@@ -279,15 +279,16 @@ class LogStore:
         if self._closed:
             return
         self._closed = True
-        # Drain first: stopping maintenance cancels RocksDB's background work, without which writes could stall.
+        await self._maintenance.stop()
+        # Drain before RocksDB's background work is cancelled: writes could stall without it.
         await self._committer.close()
         await self.meta.committer.close()
-        await self._maintenance.stop()
         for log in self._logs.values():
             log.close()
         await asyncio.to_thread(self._close_files)
 
     def _close_files(self) -> None:
+        self._maintenance.close()
         self._readers.shutdown(wait=True)
         committers = (self.meta.committer, self._committer)
         for database, committer in zip(self._databases, committers, strict=True):

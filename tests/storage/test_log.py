@@ -63,6 +63,23 @@ async def test_written_is_told_ahead_where_wanted(store: LogStore) -> None:
     assert seen == [(3, 0), (3, 3)]
 
 
+async def test_what_was_appended_after_a_flush_began_is_not_durable_with_it(store: LogStore) -> None:
+    """The ends move as far as the ticket says, and no further."""
+    log = store.create_log(1)
+    log.append(new(3), now_us=10)
+    log.append(new(4), now_us=10)
+    ticket = store.committer.submit((), size_bytes=0)
+    log.append(new(5), now_us=10)
+    log.written(ticket)
+    assert (log.written_end_offset, log.durable_end_offset, log.end_offset) == (7, 0, 12)
+    log.durable(ticket)
+    assert (log.written_end_offset, log.durable_end_offset, log.end_offset) == (7, 7, 12)
+    with pytest.raises(OffsetOutOfRange):
+        log.trim(8)
+    await log.barrier()
+    assert log.durable_end_offset == 12
+
+
 async def test_append_time_never_falls(store: LogStore) -> None:
     log = store.create_log(1)
     assert log.append(new(), now_us=100).append_time_us == 100
