@@ -50,6 +50,8 @@ class LogReader:
         A damaged or missing batch ends the answer before it; as the first it raises LogCorrupt. Raises StoreCorrupt
         for damage in the index.
         """
+        if offset >= end_offset:
+            return []
         wanted: list[Indexed] = []
         size_bytes = 0
         first = self.batch_at(offset)
