@@ -30,7 +30,7 @@ class FakeLog:
         self.full = False
         self.batches: list[record_pb2.RecordBatch] = []
         self.table: dict[bytes, bytes] = {}
-        self._unsynced: list[Sequence[Any]] = []
+        self._unsynced: list[tuple[int, Sequence[Any]]] = []
 
     def append(self, new: NewBatch, *, now_us: int, extra_ops: Sequence[Any] = ()) -> None:
         if self.full:
@@ -38,19 +38,20 @@ class FakeLog:
         self.batches.append(record_pb2.RecordBatch.FromString(new.batch))
         assert len(self.batches[-1].records) == new.record_count
         self.end_offset += new.record_count
-        self._unsynced.append(extra_ops)
+        self._unsynced.append((self.end_offset, extra_ops))
         if self.sync_by_itself:
             asyncio.get_running_loop().call_soon(self.sync)
 
-    def sync(self) -> None:
-        for ops in self._unsynced:
+    def sync(self, appends: int | None = None) -> None:
+        """Makes the oldest `appends` durable; None: all."""
+        for end_offset, ops in self._unsynced[:appends]:
             for key, value in ops:
                 if value is None:
                     self.table.pop(key, None)
                 else:
                     self.table[key] = value
-        self._unsynced.clear()
-        self.durable_end_offset = self.end_offset
+            self.durable_end_offset = end_offset
+        del self._unsynced[:appends]
         if self.on_progress is not None:
             self.on_progress()
 

@@ -457,27 +457,57 @@ async def test_commits_from_outside_need_an_empty_group(bench) -> None:
     assert (await bench.join()).target[0].offset == 20
 
 
-async def test_a_seek_gives_a_new_fence_and_heartbeats_meanwhile_keep_the_partition(bench) -> None:
-    """Durable before it answers; a reply in between never looks as if the partition were to be given up."""
+async def test_a_seek_gives_a_new_fence(bench) -> None:
+    """Durable before it answers; what was out under the old one is stale."""
     first = await bench.join()
     at = first.target[0]
     bench.log.sync_by_itself = False
-    beating = asyncio.create_task(bench.beat(first, 0, 1, 2, 3))
     seeking = asyncio.create_task(bench.coordinator.seek("g", first.member_id, at.topic_id, at.partition, 42, at.fence))
     await turns()
     assert not seeking.done()
+    bench.log.sync_by_itself = True
     bench.log.sync()
     assigned = await seeking
     assert (assigned.offset, assigned.fence > at.fence) == (42, True)
-    reply = await beating
-    assert numbers(reply) == [0, 1, 2, 3]
     (stale,) = await bench.coordinator.commit("g", first.member_id, [entry(at, 90)])
     assert stale.reason_name == "ASSIGNMENT_LOST"
     await refused(
         bench.coordinator.seek("g", first.member_id, at.topic_id, at.partition, 1, at.fence), "ASSIGNMENT_LOST"
     )
-    bench.log.sync_by_itself = True
     assert (await bench.beat(first, 0, 1, 2, 3)).target[0] == assigned
+
+
+async def test_a_reply_beside_a_seek_never_looks_like_a_revocation(bench) -> None:
+    """It waits for the new fence instead of leaving the partition out."""
+    first = await bench.join()
+    at, other = first.target[:2]
+    bench.log.sync_by_itself = False
+    committing = asyncio.create_task(bench.coordinator.commit("g", first.member_id, [entry(other, 5)]))
+    await turns()
+    beating = asyncio.create_task(bench.beat(first, 0, 1, 2, 3))
+    await turns()
+    seeking = asyncio.create_task(bench.coordinator.seek("g", first.member_id, at.topic_id, at.partition, 42, at.fence))
+    await turns()
+    bench.log.sync(1)
+    await turns()
+    assert committing.done()
+    assert not beating.done()
+    bench.log.sync()
+    assert (await beating).target[0] == await seeking
+
+
+async def test_a_seek_does_not_shield_a_partition_from_being_taken(bench) -> None:
+    """A new fence on what should be given up: the processing timeout ends that too."""
+    first = await bench.join(stream=False, processing_timeout_ms=10_000)
+    await bench.join()
+    kept = await bench.beat(first, 0, 1, 2, 3, stream=False)
+    leaving = next(assigned for assigned in first.target if assigned.partition not in numbers(kept))
+    await bench.beat(first, *numbers(kept), leaving.partition, stream=False)
+    await bench.coordinator.seek("g", first.member_id, *leaving.key, 7, leaving.fence)
+    await bench.timers.advance(11)
+    await bench.timers.advance(11)
+    after = await bench.beat(first, *numbers(kept), leaving.partition, stream=False)
+    assert after.lost == {leaving.key}
 
 
 async def test_reset_moves_offsets_of_an_empty_group(bench) -> None:
