@@ -14,7 +14,7 @@ from broker.groups.records import PartitionKey
 from broker.replication.partitions import Partitions
 from broker.services import positions, requests, subscribe_start
 from broker.services.adapter import Call
-from broker.services.paging import PAGE_SIZE_MAX
+from broker.services.paging import PAGE_SIZE_MAX, decoded, encoded
 
 CLIENT_ID_CHARS_MAX = subscribe_start.CLIENT_ID_CHARS_MAX
 
@@ -41,6 +41,7 @@ class GroupService:
 
     async def create_group(self, request: group_pb2.CreateGroupRequest, call: Call) -> group_pb2.CreateGroupResponse:
         """CreateGroup."""
+        positions.check_start("config.start_at", request.config.start_at)
         group = await self._coordinator.create_group(request.name, request.config)
         return group_pb2.CreateGroupResponse(group=group)
 
@@ -55,16 +56,16 @@ class GroupService:
             raise errors.invalid_field(
                 "page_size", f"{request.page_size} is not within 0 (for 100) and {PAGE_SIZE_MAX}"
             )
-        if request.page_token:
-            requests.check_name("page_token", request.page_token)
-        groups, token = await self._coordinator.list_groups(
-            page_size=request.page_size, page_token=request.page_token, prefix=request.prefix
+        after = decoded(request.page_token) if request.page_token else ""
+        groups, last = await self._coordinator.list_groups(
+            page_size=request.page_size, page_token=after, prefix=request.prefix
         )
-        return group_pb2.ListGroupsResponse(groups=groups, next_page_token=token)
+        return group_pb2.ListGroupsResponse(groups=groups, next_page_token=encoded(last) if last else "")
 
     async def update_group(self, request: group_pb2.UpdateGroupRequest, call: Call) -> group_pb2.UpdateGroupResponse:
         """UpdateGroup: the fields of the mask."""
         requests.check_name("name", request.name)
+        positions.check_start("config.start_at", request.config.start_at)
         group = await self._coordinator.update_group(request.name, request.config, list(request.update_mask.paths))
         return group_pb2.UpdateGroupResponse(group=group)
 
@@ -100,6 +101,8 @@ class GroupService:
             raise errors.invalid_field("topics", "is required on joining")
         if request.leave and not request.member_id:
             raise errors.invalid_field("member_id", "is required to leave")
+        if request.leave and not request.member_epoch:
+            raise errors.invalid_field("member_epoch", "is required to leave: it says which life of the member ends")
         for index, topic in enumerate(request.topics):
             requests.check_name(f"topics[{index}]", topic)
         for name in ("member_id", "instance_id", "client_id", "rack"):

@@ -18,14 +18,20 @@ def page(names: Sequence[str], *, page_size: int, page_token: str) -> tuple[Sequ
     """
     if not 0 <= page_size <= PAGE_SIZE_MAX:
         raise errors.invalid_field("page_size", f"{page_size} is not within 0 (for {PAGE_SIZE_DEFAULT}) and 1000")
-    after = _decode(page_token) if page_token else None
+    after = decoded(page_token) if page_token else None
     rest = names if after is None else [name for name in names if name > after]
     shown = rest[: page_size or PAGE_SIZE_DEFAULT]
     more = len(rest) > len(shown)
-    return shown, base64.urlsafe_b64encode(shown[-1].encode()).decode() if more else ""
+    return shown, encoded(shown[-1]) if more else ""
 
 
-def _decode(token: str) -> str:
+def encoded(last_name: str) -> str:
+    """The token of the page after that name."""
+    return base64.urlsafe_b64encode(last_name.encode()).decode()
+
+
+def decoded(token: str) -> str:
+    """The last name of the page before; raises INVALID_ARGUMENT."""
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
