@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types layers proto-lint stubs stubs-check check clean
+.PHONY: help setup run test chaos lint types layers proto-lint stubs stubs-check check clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ run: $(INSTALLED) ## Starts a durable single-node bus in ./postbus-data.
 
 test: $(INSTALLED) ## Runs the tests.
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+chaos: $(INSTALLED) ## Kills a broker again and again under load (POSTBUS_CHAOS_SECONDS, POSTBUS_CHAOS_SEED).
+	@POSTBUS_CHAOS_SECONDS=$${POSTBUS_CHAOS_SECONDS:-120} POSTBUS_CHAOS_SEED=$${POSTBUS_CHAOS_SEED:-$$(date +%s)} \
+	  $(BIN)/python -m pytest -q tests/chaos/test_kill.py $(ARGS)
 
 lint: $(INSTALLED) ## Checks style.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
