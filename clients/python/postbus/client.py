@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import grpc
 
@@ -22,7 +22,7 @@ from postbus.admin import Cluster, Groups, Topics
 from postbus.connection import Connections
 from postbus.lanes import BulkDelivery, Delivery
 from postbus.positions import Start, duration, start_position
-from postbus.publisher import BulkRecord, Publisher
+from postbus.publisher import BulkRecord, Publisher, PublisherOptions
 from postbus.records import (
     Batch,
     EventTime,
@@ -35,13 +35,25 @@ from postbus.records import (
     to_headers,
     to_time_us,
 )
-from postbus.subscription import Subscription
+from postbus.subscription import SubscribeOptions, Subscription, TopicNames
 from postbus.v1 import publisher_pb2, record_pb2, subscriber_pb2
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from postbus.sync import SyncClient
 
 log = logging.getLogger("postbus.client")
+
+
+class ClientOptions(TypedDict, total=False):
+    """Options of `Client`, which says what each means."""
+
+    credentials: grpc.ChannelCredentials | None
+    connect_timeout: float
+    metadata: Sequence[tuple[str, str]]
+    channel_options: Mapping[str, int | str] | None
+    client_id: str
 
 
 class Client:
@@ -57,6 +69,7 @@ class Client:
     connect_timeout: seconds until `async with` gives up with ConnectionFailed, which says what was tried.
     metadata: sent with every call.
     channel_options: gRPC channel options on top of this package's.
+    client_id: what this calls itself, for people who look at a group. Empty: its address.
     """
 
     def __init__(
@@ -81,7 +94,7 @@ class Client:
         self.cluster = Cluster(self._connections)
 
     @staticmethod
-    def sync(addresses: str | Iterable[str] = "localhost:7070", **options: Any) -> SyncClient:
+    def sync(addresses: str | Iterable[str] = "localhost:7070", **options: Unpack[ClientOptions]) -> SyncClient:
         """The same without asyncio: `with Client.sync("localhost:7070") as client`."""
         from postbus.sync import SyncClient
 
@@ -99,37 +112,10 @@ class Client:
 
     # --- publishing ----------------------------------------------------------------------------------------------
 
-    def publisher(
-        self,
-        *,
-        acks: str = "all",
-        compression: str | None = None,
-        linger: float = 0.005,
-        batch_bytes_max: int = 512 * 1024,
-        buffer_bytes_max: int = 32 * 1024 * 1024,
-        delivery_timeout: float = 120.0,
-        metadata_max_age: float = 60.0,
-    ) -> Publisher:
-        """A publisher with settings of its own; `async with` flushes it at the end.
-
-        acks: "all" (fsynced on every in-sync replica), "leader", or "none" (may be lost, no offsets).
-        compression: None, "zstd", "lz4", "gzip" or "snappy"; needs the extra `postbus[compression]`.
-        linger: seconds that a record waits for company while earlier ones are under way; never when none are.
-        batch_bytes_max: a batch goes when it is so large, at most 3 MiB. buffer_bytes_max: `publish` waits above it.
-        delivery_timeout: seconds until a record that could not be delivered fails with Timeout.
-        metadata_max_age: seconds until added partitions are noticed.
-        """
+    def publisher(self, **options: Unpack[PublisherOptions]) -> Publisher:
+        """A publisher with settings of its own: see `Publisher`. `async with` flushes it at the end."""
         self._check_open()
-        publisher = Publisher(
-            self._connections,
-            acks=acks,
-            compression_name=compression,
-            linger=linger,
-            batch_bytes_max=batch_bytes_max,
-            buffer_bytes_max=buffer_bytes_max,
-            delivery_timeout=delivery_timeout,
-            metadata_max_age=metadata_max_age,
-        )
+        publisher = Publisher(self._connections, **options)
         self._publishers = [each for each in self._publishers if not each.closed]
         self._publishers.append(publisher)
         return publisher
@@ -198,7 +184,7 @@ class Client:
 
     # --- subscribing ---------------------------------------------------------------------------------------------
 
-    def subscribe(self, topics: Any, **options: Any) -> Subscription:
+    def subscribe(self, topics: TopicNames, **options: Unpack[SubscribeOptions]) -> Subscription:
         """Reads topics, alone or as a member of a group: see `Subscription` for all options.
 
         async for record in client.subscribe("orders", group="billing"):

@@ -73,6 +73,10 @@ class OutgoingBatch:
 
     def fitting(self, encoded: list[bytes], start: int, size_bytes_max: int) -> tuple[list[bytes], int]:
         """As many of the records from `start` on as still fit, and their size; at least one into an empty batch."""
+        if not start:
+            size_bytes = sum(map(len, encoded))
+            if self.has_room(size_bytes, len(encoded), size_bytes_max):
+                return encoded, size_bytes
         size_bytes = count = 0
         for record in islice(encoded, start, None):
             if not self.has_room(size_bytes + len(record), count + 1, size_bytes_max) and (count or self.record_count):

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from postbus import errors
 from postbus.positions import Start, Stop, duration, start_position, stop_position
@@ -41,7 +41,34 @@ OUT_OF_RANGE: Final = {
 CLOSE_TIMEOUT: Final = 5.0
 CLOSE_TIMEOUT_FAILED: Final = 2.0
 
-Topics = str | subscriber_pb2.TopicSelector | Iterable[str | subscriber_pb2.TopicSelector]
+TopicNames = str | subscriber_pb2.TopicSelector | Iterable[str | subscriber_pb2.TopicSelector]
+
+
+class SubscribeOptions(TypedDict, total=False):
+    """Options of `client.subscribe`; Subscription says what each means."""
+
+    group: str
+    start: Start | None
+    positions: Mapping[tuple[str, int], int] | None
+    partitions: Sequence[int]
+    stop: Stop | None
+    until_end: bool
+    ack: str
+    group_kind: str
+    instance_id: str
+    processing_timeout: float | timedelta | None
+    window_records: int
+    window_bytes: int
+    batch_records_max: int
+    response_bytes_max: int
+    out_of_range: str
+    assign_paused: bool
+    heartbeat_interval: float | timedelta | None
+    prefetch_bytes_max: int
+    on_event: Callable[[Event], None] | None
+    reconnect_timeout: float | None
+    client_id: str
+    rack: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +120,7 @@ class Subscription:
     def __init__(
         self,
         connections: Connections,
-        topics: Topics,
+        topics: TopicNames,
         *,
         group: str = "",
         start: Start | None = None,
@@ -247,7 +274,7 @@ class Subscription:
 
     def _done_with_batch(self) -> None:
         batch, self._batch, self._in_hand = self._batch, None, None
-        if batch is not None and self._auto:
+        if batch is not None and self._auto and not batch.dropped:
             self._ack_range(batch, batch.base_offset, batch.end_offset)
 
     async def _next_batch(self) -> Batch | None:
@@ -270,7 +297,9 @@ class Subscription:
     def _acknowledge_in_hand(self) -> None:
         """From time to time within a long batch: what lies before the record in hand is done."""
         batch, record = self._batch, self._in_hand
-        if self._auto and batch is not None and record is not None and record.offset > batch.base_offset:
+        if not self._auto or batch is None or record is None or batch.dropped:
+            return
+        if record.offset > batch.base_offset:
             self._ack_range(batch, batch.base_offset, record.offset)
             batch.base_offset = record.offset
 
@@ -447,7 +476,7 @@ class Subscription:
 
 
 def _selectors(
-    topics: Topics, partitions: Sequence[int], positions: Mapping[tuple[str, int], int]
+    topics: TopicNames, partitions: Sequence[int], positions: Mapping[tuple[str, int], int]
 ) -> list[subscriber_pb2.TopicSelector]:
     listed = [topics] if isinstance(topics, str | subscriber_pb2.TopicSelector) else list(topics)
     selectors: list[subscriber_pb2.TopicSelector] = []

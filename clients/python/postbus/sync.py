@@ -12,17 +12,20 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from postbus import errors
 from postbus.admin import Cluster, Groups, Topics
-from postbus.client import Client
+from postbus.client import Client, ClientOptions
 from postbus.lanes import BulkDelivery, Delivery
 from postbus.positions import Start
-from postbus.publisher import BulkRecord, Publisher
+from postbus.publisher import BulkRecord, Publisher, PublisherOptions
 from postbus.records import Batch, EventTime, Headers, Payload, Published, PublishedRange, Record
-from postbus.subscription import Progress, Subscription
+from postbus.subscription import Progress, SubscribeOptions, Subscription, TopicNames
 from postbus.v1 import subscriber_pb2
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ResultT = TypeVar("ResultT")
 
@@ -340,7 +343,7 @@ class _SyncCalls:
 class SyncClient:
     """As Client: `with SyncClient("localhost:7070") as client`. Options are those of Client."""
 
-    def __init__(self, addresses: str | Iterable[str] = "localhost:7070", **options: Any) -> None:
+    def __init__(self, addresses: str | Iterable[str] = "localhost:7070", **options: Unpack[ClientOptions]) -> None:
         self._client = Client(addresses, **options)
         self._publisher: SyncPublisher | None = None
         self._publishers: list[SyncPublisher] = []
@@ -353,7 +356,7 @@ class SyncClient:
         _run(self._client.connect())
         return self
 
-    def publisher(self, **options: Any) -> SyncPublisher:
+    def publisher(self, **options: Unpack[PublisherOptions]) -> SyncPublisher:
         """As Client.publisher."""
         publisher = SyncPublisher(_run(_later(lambda: self._client.publisher(**options))))
         self._publishers.append(publisher)
@@ -385,11 +388,29 @@ class SyncClient:
         if self._publisher is not None:
             self._publisher.flush()
 
-    def append(self, topic: str, records: Iterable[BulkRecord], *, partition: int, **options: Any) -> PublishedRange:
+    def append(
+        self,
+        topic: str,
+        records: Iterable[BulkRecord],
+        *,
+        partition: int,
+        expected_end_offset: int | None = None,
+        request_id: str | None = None,
+        timeout: float = 30.0,
+    ) -> PublishedRange:
         """As Client.append."""
-        return _run(self._client.append(topic, records, partition=partition, **options))
+        return _run(
+            self._client.append(
+                topic,
+                records,
+                partition=partition,
+                expected_end_offset=expected_end_offset,
+                request_id=request_id,
+                timeout=timeout,
+            )
+        )
 
-    def subscribe(self, topics: Any, **options: Any) -> SyncSubscription:
+    def subscribe(self, topics: TopicNames, **options: Unpack[SubscribeOptions]) -> SyncSubscription:
         """As Client.subscribe."""
         return SyncSubscription(self._client.subscribe(topics, **options))
 

@@ -51,12 +51,26 @@ FIELD_2: Final = _Prefixes(lambda length: b"\x12" + varint(length))
 VALUE_ONLY: Final = _Prefixes(lambda length: FIELD_1[len(FIELD_2[length]) + length] + FIELD_2[length])
 
 
+# By the two lengths in one number: what stands before the key, and between key and value.
+_KEYED: Final[dict[int, tuple[bytes, bytes]]] = {}
+
+
 def keyed(key: bytes, value: bytes) -> bytes:
     """A record with key and value, as field `records` of a batch."""
-    key_prefix = FIELD_1[len(key)]
-    value_prefix = FIELD_2[len(value)]
-    body_bytes = len(key_prefix) + len(key) + len(value_prefix) + len(value)
-    return b"%b%b%b%b%b" % (FIELD_1[body_bytes], key_prefix, key, value_prefix, value)
+    try:
+        before, between = _KEYED[len(key) << 32 | len(value)]
+    except KeyError:
+        before, between = _keyed_prefixes(len(key), len(value))
+    return before + key + between + value
+
+
+def _keyed_prefixes(key_bytes: int, value_bytes: int) -> tuple[bytes, bytes]:
+    key_prefix, between = FIELD_1[key_bytes], FIELD_2[value_bytes]
+    before = FIELD_1[len(key_prefix) + key_bytes + len(between) + value_bytes] + key_prefix
+    if len(_KEYED) >= CACHED_LENGTH_MAX:
+        _KEYED.clear()
+    _KEYED[key_bytes << 32 | value_bytes] = before, between
+    return before, between
 
 
 def record(
