@@ -361,6 +361,27 @@ async def test_a_deleted_log_refuses_everything_and_does_not_come_back(open_stor
     assert await store.create_log(1).table_items() == []
 
 
+@pytest.mark.parametrize("work", ["retention", "settling"])
+async def test_a_log_deleted_during_maintenance_does_not_come_back(
+    open_store: OpenStore, clock: ManualClock, work: str
+) -> None:
+    """Its state must not be saved again after the deletion."""
+    store = await open_store()
+    log = await filled(store, clock)
+    clock.advance(3600)
+    if work == "retention":
+        working: asyncio.Future[object] = asyncio.ensure_future(log.apply_retention(clock.wall_us(), 1, None))
+    else:
+        log.trim(50)
+        working = asyncio.ensure_future(log.settle(clock.wall_us()))
+    await asyncio.sleep(0)
+    assert not working.done()
+    store.delete_log(1)
+    await working
+    await store.close()
+    assert (await open_store()).log_ids() == []
+
+
 async def test_a_read_that_races_with_a_trim_says_out_of_range(open_store: OpenStore, clock: ManualClock) -> None:
     """Never LogCorrupt: the missing batch was deleted on purpose."""
     store = await open_store(tail_bytes_max=0)
