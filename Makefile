@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos lint types layers proto-lint stubs stubs-check check clean
+.PHONY: help setup run demo bench test chaos lint types layers proto-lint stubs stubs-check check clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,12 @@ $(INSTALLED): pyproject.toml clients/python/pyproject.toml requirements.lock
 
 run: $(INSTALLED) ## Starts a durable single-node bus in ./postbus-data.
 	@exec $(BIN)/postbus serve $(ARGS)
+
+demo: $(INSTALLED) ## Streams a year of real flights through a bus, kills a group member, and counts.
+	@$(BIN)/python clients/python/examples/flights/demo.py
+
+bench: $(INSTALLED) ## Measures a node on this machine; ARGS=--quick for a short run.
+	@$(BIN)/python -m bench.run $(ARGS)
 
 test: $(INSTALLED) ## Runs the tests.
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -27,9 +27,7 @@ async def main(address: str, group: str, topic: str, path: Path) -> None:
 async def count(batches, work) -> None:
     """The work is done, and out of this process, before the next batch is asked for: that acknowledges this one."""
     async for batch in batches:
-        work.writelines(
-            b"%d\t%d\t%b\n" % (record.partition, record.offset, record.value) for record in batch.records
-        )
+        work.writelines(b"%d\t%d\t%b\n" % (record.partition, record.offset, record.value) for record in batch.records)
         work.flush()
 
 
