@@ -1,6 +1,9 @@
 """Every answer of a broker becomes the error that says what to do."""
 
+from pathlib import Path
+
 import grpc
+import postbus
 import pytest
 from postbus import errors
 from postbus.v1 import error_pb2
@@ -69,3 +72,13 @@ def test_a_copy_is_the_same_error() -> None:
     assert isinstance(again, errors.PreconditionNotMet)
     assert again.end_offset == 3
     assert str(again) == str(error)
+
+
+def test_every_error_is_exported_and_explained() -> None:
+    """Whoever catches an error finds it in `postbus` and in the README's table."""
+    readme = (Path(__file__).parents[2] / "clients/python/README.md").read_text()
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.PostbusError):
+            assert getattr(postbus, name) is kind
+            assert name in postbus.__all__
+            assert f"`{name}`" in readme or f"`postbus.{name}`" in readme, name

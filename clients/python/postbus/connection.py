@@ -205,7 +205,8 @@ class Connections:
                     said[address] = "no answer"
                     self.rotate(address)
                 except errors.Unavailable as failure:
-                    said[address] = failure.message.removeprefix(f"{address}: ")
+                    # Of gRPC's chain of reasons the last one is what a person looks for.
+                    said[address] = failure.message.removeprefix(f"{address}: ").rpartition("last error: ")[2]
                     self.rotate(address)
             delay = backoff(attempt)
             if time.monotonic() + delay >= deadline:
