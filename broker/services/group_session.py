@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from postbus.v1 import subscriber_pb2
+from postbus.v1 import record_pb2, subscriber_pb2
 
 from broker import errors
 from broker.errors import PostbusError, Reason
@@ -23,7 +23,7 @@ from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
 from broker.services.cursor import Cursor
 from broker.services.subscribe_start import Plan
-from broker.services.subscription import Subscription, Surroundings, named, position_of
+from broker.services.subscription import Subscription, Surroundings, check_seek, named, position_of
 
 NACK_DELAY_MIN_S: Final = 1.0
 NACK_DELAY_MAX_S: Final = 60.0
@@ -128,8 +128,10 @@ class GroupSession(Subscription):
     async def begin(self) -> None:
         """Joins the group and takes what it is given."""
         plan = self.plan
-        for topic in plan.selectors:
-            self.surroundings.partitions.topic(topic)
+        for name, selector in plan.selectors.items():
+            topic = self.surroundings.partitions.topic(name)
+            for position in selector.positions:
+                topic.partition(position.partition)
         reply = await self._coordinator.heartbeat(
             HeartbeatCall(
                 group=plan.group,
@@ -318,10 +320,10 @@ class GroupSession(Subscription):
             await self._seek(f"seeks[{index}]", seek)
         self.handle_pauses(request)
         for index, release in enumerate(request.release):
-            cursor = self.cursor_named(f"release[{index}]", release)
-            if not cursor.revoking:
-                raise errors.invalid_field(f"release[{index}]", "is not being revoked; pause it, or leave the group")
-            self._pass_on([cursor], lost=False)
+            released = self._held(f"release[{index}]", release)
+            # It may have become the member's again, or gone, before the command came.
+            if released is not None and released.revoking:
+                self._pass_on([released], lost=False)
         self.echo(request)
         if request.leave:
             self._static_leave = True
@@ -345,9 +347,13 @@ class GroupSession(Subscription):
         fence, earlier_end = self.membership.earlier_ends.get(key, (0, 0))
         if ack.fence == fence == tracker.fence and tracker.sent_end_offset < ack.end_offset <= earlier_end:
             return key  # delivered on an earlier stream, and about to be sent again
-        if tracker.acknowledge(
-            ack.base_offset, ack.end_offset, fence=ack.fence, now=self.surroundings.clock.monotonic()
-        ):
+        try:
+            news = tracker.acknowledge(
+                ack.base_offset, ack.end_offset, fence=ack.fence, now=self.surroundings.clock.monotonic()
+            )
+        except PostbusError as error:
+            raise _at(error, field) from error
+        if news:
             self._note_commit(key, tracker)
         if tracker.all_done():
             self._release_finished()
@@ -432,7 +438,10 @@ class GroupSession(Subscription):
         try:
             if tracker is None or cursor is None:
                 raise assignment_lost(nack.delivery)
-            tracker.check(nack.delivery.base_offset, nack.delivery.end_offset, fence=nack.delivery.fence)
+            try:
+                tracker.check(nack.delivery.base_offset, nack.delivery.end_offset, fence=nack.delivery.fence)
+            except PostbusError as error:
+                raise _at(error, f"{field}.delivery") from error
             # Whatever is out of this partition comes again, from the first that is not acknowledged: order is kept.
             delay_s = self._nack_delay_s(field, nack, key, tracker.commit_offset)
             await self._move_group(cursor, tracker.commit_offset, delay_s=delay_s)
@@ -451,15 +460,39 @@ class GroupSession(Subscription):
         return min(NACK_DELAY_MIN_S * 2.0 ** min(count, 10), NACK_DELAY_MAX_S)
 
     async def _seek(self, field: str, seek: subscriber_pb2.Seek) -> None:
-        cursor = self.cursor_named(f"{field}.partition", seek.partition)
-        if cursor.revoking:
-            raise errors.invalid_field(f"{field}.partition", "is being revoked")
-        positions.check_start(f"{field}.to", seek.to)
-        wanted = await positions.resolve_start(cursor.partition, seek.to, self.surroundings.clock)
-        offset = positions.within_range(cursor.partition, wanted, self.plan.out_of_range)
-        await self._move_group(cursor, offset)
+        cursor = self._held(f"{field}.partition", seek.partition)
+        check_seek(field, seek)
+        target = subscriber_pb2.Delivery(topic=seek.partition.topic, partition=seek.partition.partition)
+        try:
+            if cursor is None or cursor.revoking:
+                raise assignment_lost(target)
+            wanted = await positions.resolve_start(cursor.partition, seek.to, self.surroundings.clock)
+            offset = positions.within_range(cursor.partition, wanted, self.plan.out_of_range)
+            await self._move_group(cursor, offset)
+        except PostbusError as error:
+            if error.reason != Reason.ERROR_REASON_ASSIGNMENT_LOST:
+                raise
+            self.events.ack_report.rejected.add(delivery=target, failure=error.failure())
+            self.note_event()
+            return
         if offset != wanted:
             self.skipped(cursor, wanted, offset)
+
+    def handle_pauses(self, request: subscriber_pb2.SubscribeRequest) -> None:
+        """Stops and goes on; partitions that went meanwhile need neither."""
+        for name, paused in (("pause", True), ("resume", False)):
+            for index, place in enumerate(getattr(request, name)):
+                cursor = self._held(f"{name}[{index}]", place)
+                if cursor is not None:
+                    cursor.paused = paused
+                    self.queue(cursor)
+
+    def _held(self, field: str, place: record_pb2.TopicPartition) -> Cursor | None:
+        """The cursor of a partition of the group's; None: it is not held now, which the member may not know yet."""
+        key = self.check_place(field, place)
+        if place.topic not in self.plan.selectors:
+            raise errors.invalid_field(field, f"{place.topic!r} is not among the topics of this stream")
+        return self.cursors.get(key)
 
     async def _move_group(self, cursor: Cursor, offset: int, *, delay_s: float = 0.0) -> None:
         """Moves the committed offset; what was sent before is stale from now on."""
@@ -517,6 +550,13 @@ class GroupSession(Subscription):
         if self.stream.writing_since is not None:
             # It does not read either: the pump is stuck and will not see the failure.
             await self.stream.abort(error)
+
+
+def _at(error: PostbusError, field: str) -> PostbusError:
+    """The same error with the path of the request's field, which the tracker does not know."""
+    if not error.field:
+        return error
+    return PostbusError(error.reason, error.message, field=field, metadata=error.metadata)
 
 
 def check_delivery(field: str, delivery: subscriber_pb2.Delivery) -> None:

@@ -157,7 +157,7 @@ class Subscription:
         self.handle_credit(request)
         for index, seek in enumerate(request.seeks):
             cursor = self.cursor_named(f"seeks[{index}].partition", seek.partition)
-            positions.check_start(f"seeks[{index}].to", seek.to)
+            check_seek(f"seeks[{index}]", seek)
             wanted = await positions.resolve_start(cursor.partition, seek.to, self.surroundings.clock)
             offset = positions.within_range(cursor.partition, wanted, self.plan.out_of_range)
             self.move_cursor(cursor, offset)
@@ -223,15 +223,19 @@ class Subscription:
 
     def cursor_named(self, field: str, named: record_pb2.TopicPartition) -> Cursor:
         """The cursor of a partition that is being read; raises where it is not."""
+        cursor = self.cursors.get(self.check_place(field, named))
+        if cursor is None:
+            raise errors.invalid_field(field, f"{named.topic}/{named.partition} is not being read by this stream")
+        return cursor
+
+    def check_place(self, field: str, named: record_pb2.TopicPartition) -> tuple[str, int]:
+        """Topic id and partition; raises where there is no such partition."""
         requests.check_name(f"{field}.topic", named.topic)
         if not named.HasField("partition"):
             raise errors.invalid_field(f"{field}.partition", "is required; partitions begin at 0")
         topic = self.surroundings.partitions.topic(named.topic)
         topic.partition(named.partition)
-        cursor = self.cursors.get((topic.topic_id, named.partition))
-        if cursor is None:
-            raise errors.invalid_field(field, f"{named.topic}/{named.partition} is not being read by this stream")
-        return cursor
+        return (topic.topic_id, named.partition)
 
     # --- cursors ---
 
@@ -505,6 +509,13 @@ class Subscription:
         """Ends it: the grace is over."""
         self._ending = True
         self._wake.set()
+
+
+def check_seek(field: str, seek: subscriber_pb2.Seek) -> None:
+    """A seek says where to: without that it would read all from the start again."""
+    if seek.to.WhichOneof("at") is None:
+        raise errors.invalid_field(f"{field}.to", "is required: say where to")
+    positions.check_start(f"{field}.to", seek.to)
 
 
 def position_of(cursor: Cursor, offset: int) -> record_pb2.Position:

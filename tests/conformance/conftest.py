@@ -240,7 +240,7 @@ class Bus:
             return refusal_of(error)
         raise AssertionError(f"{rpc} answered {answer}")
 
-    def open(self, rpc: str, *, channel: grpc.aio.Channel | None = None, timeout_s: float | None = 30.0) -> Stream:
+    def open(self, rpc: str, *, channel: grpc.aio.Channel | None = None, timeout_s: float | None = 12.0) -> Stream:
         """A bidirectional stream; cancelled when the test ends."""
         method = METHODS[rpc]
         call = (channel or self.channel).stream_stream(f"/postbus.v1.{rpc}")(timeout=timeout_s)
