@@ -316,7 +316,8 @@ class Node:
         self._health = Health(server)
         enable_reflection(server)
         await server.start()
-        self._stack.push_async_callback(server.stop, 0.0)
+        # With a grace, clients are told by a GOAWAY that cancels nothing; without calls it takes no time.
+        self._stack.push_async_callback(server.stop, 0.5)
         return port
 
     async def _serve_http(self) -> int | None:

@@ -28,6 +28,7 @@ KNOWN_RECORDS, KNOWN_MILES, KNOWN_AIRCRAFT, KNOWN_WITHOUT = 336_776, 350_217_607
 KNOWN_CARRIERS = {"UA": 58_665, "B6": 54_635, "EV": 54_173}
 START_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 180.0
 CHUNK = 20_000
+ENOUGH_BYTES = 2_000_000
 
 
 def main() -> int:
@@ -89,7 +90,7 @@ async def stream(address: str, lines: list[bytes], works: list[Path], members: l
     """Publishes all lines while the members read, kills one of them, and waits for the others to finish."""
     async with Client(address) as client:
         begin = time.monotonic()
-        killer = asyncio.create_task(kill_one(works, members))
+        killer = asyncio.create_task(asyncio.to_thread(kill_one, works, members))
         async with client.publisher() as publisher:
             for start in range(0, len(lines), CHUNK):
                 chunk = lines[start : start + CHUNK]
@@ -108,19 +109,28 @@ def tail_number(line: bytes) -> bytes | None:
     return None if tailnum is None else tailnum.encode()
 
 
-async def kill_one(works: list[Path], members: list[subprocess.Popen[bytes]]) -> str:
-    """SIGKILL for the last member, once each has begun and it is in the middle of its work."""
+def kill_one(works: list[Path], members: list[subprocess.Popen[bytes]]) -> str:
+    """SIGKILL for the last member: once all have begun, at a moment when it has just done something."""
     deadline = time.monotonic() + START_TIMEOUT_S + FINISH_TIMEOUT_S
-    while not all(work.exists() and work.stat().st_size > 2_000_000 for work in works):
+    done = 0
+    while True:
+        before, done = done, size(works[-1])
+        if all(size(work) > ENOUGH_BYTES for work in works) and 0 < before < done:
+            break
         for member in members:
             if member.poll() is not None:
                 raise SystemExit(f"a member ended by itself, with status {member.returncode}")
         if time.monotonic() > deadline:
             raise SystemExit("the members did not get to work")
-        await asyncio.sleep(0.005)
+        time.sleep(0.0005)
     members[-1].kill()
     members[-1].wait()
     return f"killed member {len(members)} with SIGKILL in the middle of its work"
+
+
+def size(work: Path) -> int:
+    """Bytes of work done so far."""
+    return work.stat().st_size if work.exists() else 0
 
 
 async def all_read(client: Client, record_count: int) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from postbus import Client
 
+STEP = 50
+
 
 async def main(address: str, group: str, topic: str, path: Path) -> None:
     """Counts until SIGTERM, then leaves the group in good order."""
@@ -25,10 +27,18 @@ async def main(address: str, group: str, topic: str, path: Path) -> None:
 
 
 async def count(batches, work) -> None:
-    """The work is done, and out of this process, before the next batch is asked for: that acknowledges this one."""
+    """All the work on a batch is done, and out of this process, before the next is asked for: that acknowledges it.
+
+    It is done in steps, so that a kill finds this process in the middle of a batch.
+    """
     async for batch in batches:
-        work.writelines(b"%d\t%d\t%b\n" % (record.partition, record.offset, record.value) for record in batch.records)
-        work.flush()
+        records = batch.records
+        for begin in range(0, len(records), STEP):
+            work.writelines(
+                b"%d\t%d\t%b\n" % (record.partition, record.offset, record.value)
+                for record in records[begin : begin + STEP]
+            )
+            work.flush()
 
 
 if __name__ == "__main__":
