@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(900)  # the first Go build of a machine; a warm
 
 SHOP = Path(__file__).parents[2] / "clients/python/examples/shop"
 CUSTOMERS = 17
-ROUND = 60
+ROUND = 30
 
 
 @pytest.fixture(scope="session")
