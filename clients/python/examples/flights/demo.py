@@ -154,6 +154,8 @@ class Work:
     """What one member did: (partition, offset) and the flight, in its order."""
 
     flights: list[tuple[tuple[int, int], bytes]] = field(default_factory=list)
+    out_of_order: int = 0
+    """Flights that the member itself found to be before an earlier one of their aircraft."""
 
 
 def read_work(path: Path) -> Work:
@@ -161,7 +163,8 @@ def read_work(path: Path) -> Work:
     work = Work()
     for line in path.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):
-            partition, offset, value = line[:-1].split(b"\t", 2)
+            partition, offset, in_order, value = line[:-1].split(b"\t", 3)
+            work.out_of_order += in_order == b"0"
             work.flights.append(((int(partition), int(offset)), value))
     return work
 
@@ -183,6 +186,7 @@ def report(lines: list[bytes], works: list[Work]) -> int:
         ("miles", sum(flight["distance"] for flight in flights), KNOWN_MILES),
         ("records that differ from the file", content_differs(lines, by_place), 0),
         ("aircraft not in the file's order", sum(1 for _ in out_of_order(lines, flights)), 0),
+        ("flights that a member found out of order", sum(work.out_of_order for work in works), 0),
         ("times a member saw a partition go back", sum(went_back(work) for work in works), 0),
     ]
     print()

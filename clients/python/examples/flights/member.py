@@ -1,9 +1,10 @@
-"""A member of the group that counts flights. Its work: a line in a file for each flight, before it acknowledges.
+"""A member of the group that counts flights. Its work: a line in a file for each flight.
 
 usage: member.py ADDRESS GROUP TOPIC FILE
 """
 
 import asyncio
+import json
 import signal
 import sys
 from pathlib import Path
@@ -29,16 +30,20 @@ async def main(address: str, group: str, topic: str, path: Path) -> None:
 async def count(batches, work) -> None:
     """All the work on a batch is done, and out of this process, before the next is asked for: that acknowledges it.
 
-    It is done in steps, so that a kill finds this process in the middle of a batch.
+    It looks at the order of each aircraft, and writes in steps, so that a kill finds this
+    process in the middle of a batch.
     """
+    last: dict[str, str] = {}
     async for batch in batches:
-        records = batch.records
-        for begin in range(0, len(records), STEP):
-            work.writelines(
-                b"%d\t%d\t%b\n" % (record.partition, record.offset, record.value)
-                for record in records[begin : begin + STEP]
-            )
-            work.flush()
+        for number, record in enumerate(batch.records, 1):
+            flight = json.loads(record.value)
+            tailnum = flight["tailnum"]
+            in_order = tailnum is None or flight["scheduled"] >= last.get(tailnum, "")
+            last[tailnum] = flight["scheduled"]
+            work.write(b"%d\t%d\t%d\t%b\n" % (record.partition, record.offset, in_order, record.value))
+            if number % STEP == 0:
+                work.flush()
+        work.flush()
 
 
 if __name__ == "__main__":
