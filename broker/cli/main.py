@@ -3,18 +3,34 @@
 `serve` goes its own way, because a node that starts within a second cannot pay for a command-line framework.
 """
 
+import os
 import sys
 
 
 def main() -> int:
     """Runs the command in sys.argv; its result is the exit code."""
+    # gRPC would write lines of its own between ours; what matters of them comes back as errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = sys.argv[1:]
     if arguments[:1] == ["serve"]:
         from broker.cli.serve import run as serve
 
         return serve(arguments[1:])
-    print("usage: postbus serve [--help]", file=sys.stderr)
-    return 2
+    from broker.cli.app import app
+
+    try:
+        code = app(args=arguments, prog_name="postbus", standalone_mode=True)
+        sys.stdout.flush()
+    except SystemExit as ending:
+        code = ending.code
+    except BrokenPipeError:
+        code = 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has enough. Python would complain once more while ending.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code if isinstance(code, int) else 0 if code is None else 1
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ async def _serve(settings: "Settings") -> int:
     import structlog
 
     from broker import __version__
+    from broker.controller.state import MetadataError
     from broker.node import AddressInUse, Node
     from broker.storage.errors import StorageError
 
@@ -91,7 +92,7 @@ async def _serve(settings: "Settings") -> int:
         return 0
     try:
         started = starting.result()
-    except (StorageError, AddressInUse, OSError) as error:
+    except (StorageError, MetadataError, AddressInUse, OSError) as error:
         _tell_failure(settings, _what_to_do(error, settings))
         return FAILED
     _tell_ready(settings, started)
@@ -130,6 +131,9 @@ def _tell_ready(settings: "Settings", started: "Started") -> None:
     import structlog
 
     recovery = started.recovery
+    if not _logs_json(settings):
+        print(_guide(settings, started), file=sys.stderr, flush=True)
+        return
     structlog.get_logger("broker.cli.serve").info(
         "node_ready",
         client_port=started.client_port,
@@ -144,8 +148,6 @@ def _tell_ready(settings: "Settings", started: "Started") -> None:
         partitions=started.partitions,
         records=started.records,
     )
-    if not _logs_json(settings):
-        print(_guide(settings, started), file=sys.stderr, flush=True)
 
 
 def _guide(settings: "Settings", started: "Started") -> str:

@@ -319,13 +319,14 @@ def accept_losses(data_dir: Path, settings: StorageSettings, *, now_us: int) -> 
     """
     lock = DataDir.acquire(data_dir)
     try:
-        losses = [accept_loss(data_dir, spec, now_us=now_us) for spec in _specs(settings)]
+        losses = [accept_loss(data_dir, spec, now_us=now_us) for spec in database_specs(settings)]
         return [loss for loss in losses if loss is not None]
     finally:
         lock.release()
 
 
-def _specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpec]:
+def database_specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpec]:
+    """How `meta` and `data` are opened; for whoever looks at them offline, too."""
     meta = DatabaseSpec(
         name="meta", families=meta_families(), block_cache_bytes=2 * MIB, wal_bytes_max=settings.wal_bytes_max // 8
     )
@@ -344,7 +345,7 @@ def _open(path: Path, settings: StorageSettings, free_bytes: Callable[[Path], in
     data_dir = DataDir.acquire(path)
     opened: list[OpenDatabase] = []
     try:
-        for spec in _specs(settings):
+        for spec in database_specs(settings):
             opened.append(open_database(path, spec))  # noqa: PERF401 - what is open must be closed if the next fails
         disk = DiskWatch(
             path,

@@ -1,0 +1,223 @@
+"""What can be told about a data directory from outside: who holds it, how its databases open, what is damaged.
+
+Changes nothing that a start would not change: opening a database replays its write-ahead log. Decides nothing about
+losses; `doctor` does, when it is told to.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from broker.controller import metadata_log
+from broker.controller.state import MetadataError
+from broker.storage.data_dir import DataDir
+from broker.storage.durable_mark import read_mark
+from broker.storage.engine import MIB, Engine
+from broker.storage.errors import LogCorrupt, StorageError, StoreLocked
+from broker.storage.log_reader import LogReader
+from broker.storage.log_state import STATE, LogState, key_log_id
+from broker.storage.recovery import DatabaseSpec, Loss, accepted_losses, open_database
+from broker.storage.store import StorageSettings, database_specs
+
+READ_BYTES: Final = 8 * MIB
+DAMAGE_LISTED_MAX: Final = 1_000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class DatabaseReport:
+    """One of the two databases. None: not known."""
+
+    name: str
+    size_bytes: int
+    promised_sequence: int | None
+    clean_stop: bool | None
+    recovered_sequence: int | None = None
+    damaged_tail: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogReport:
+    """One partition's log. topic: empty if no topic knows it any more (its deletion was cut short)."""
+
+    log_id: int
+    topic: str
+    partition: int
+    log_start_offset: int
+    end_offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Records that cannot be read: [offset, end_offset)."""
+
+    topic: str
+    partition: int
+    offset: int
+    end_offset: int
+    why: str
+
+
+@dataclass(slots=True)
+class Inspection:
+    """Everything that was found."""
+
+    path: Path
+    in_use: str = ""
+    """The lock's own words, which name the process; empty: nobody has it."""
+    databases: list[DatabaseReport] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    logs: list[LogReport] = field(default_factory=list)
+    verified: bool = False
+    verified_batches: int = 0
+    verified_records: int = 0
+    damage: list[Damage] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        """A node would start on this, and nothing that was looked at is damaged."""
+        return not self.damage and not any(each.problem for each in self.databases)
+
+
+def inspect(path: Path, *, verify: bool, progress: Progress = lambda done, total: None) -> Inspection:
+    """Looks at everything. Raises StoreFailed where this is no data directory that this version knows."""
+    found = Inspection(path, losses=accepted_losses(path))
+    for name in ("meta", "data"):
+        mark = read_mark(path / f"{name}.mark")
+        found.databases.append(
+            DatabaseReport(
+                name,
+                size_bytes=_size_bytes(path / name),
+                promised_sequence=None if mark is None else mark.sequence,
+                clean_stop=None if mark is None else mark.clean,
+            )
+        )
+    try:
+        lock = DataDir.acquire(path)
+    except StoreLocked as error:
+        found.in_use = str(error)
+        return found
+    with ExitStack() as stack:
+        stack.callback(lock.release)
+        engines = [
+            _open(path, spec, report, stack)
+            for spec, report in zip(database_specs(StorageSettings()), found.databases, strict=True)
+        ]
+        meta, data = engines
+        names = _names(meta, found)
+        if data is not None:
+            _look_at_logs(data, names, found)
+            if verify:
+                _verify(data, found, progress)
+    return found
+
+
+def _open(path: Path, spec: DatabaseSpec, report: DatabaseReport, stack: ExitStack) -> Engine | None:
+    if report.promised_sequence is None and not (path / spec.name / "CURRENT").exists():
+        return None  # never used: opening would create it
+    try:
+        database = open_database(path, spec)
+    except StorageError as error:
+        report.problem = str(error)
+        return None
+    stack.callback(database.close)
+    report.recovered_sequence = database.engine.sequence()
+    report.damaged_tail = database.report.damaged_tail
+    return database.engine
+
+
+def _names(meta: Engine | None, found: Inspection) -> dict[int, tuple[str, int]]:
+    """Topic and partition by log id."""
+    if meta is None:
+        return {}
+    try:
+        topics = metadata_log.load(meta).state.topics.values()
+    except (MetadataError, StorageError) as error:
+        found.databases[0].problem = str(error)
+        return {}
+    return {log_id: (topic.name, number) for topic in topics for number, log_id in enumerate(topic.log_ids)}
+
+
+def _look_at_logs(data: Engine, names: dict[int, tuple[str, int]], found: Inspection) -> None:
+    try:
+        for key, value in data.scan(STATE, b"", b"\xff" * 9):
+            log_id, state = key_log_id(key), LogState.decode(value)
+            topic, number = names.get(log_id, ("", log_id))
+            size_bytes = state.end_position - state.start_position
+            found.logs.append(LogReport(log_id, topic, number, state.log_start_offset, state.end_offset, size_bytes))
+    except (StorageError, ValueError) as error:
+        found.databases[1].problem = f"the logs' state is damaged: {error}"
+    found.logs.sort(key=lambda log: (log.topic, log.partition))
+
+
+def _verify(data: Engine, found: Inspection, progress: Progress) -> None:
+    """Reads every batch that is there and checks its checksum; and that no offset is missing."""
+    found.verified = True
+    total = sum(log.size_bytes for log in found.logs)
+    done = 0
+    for log in found.logs:
+        offset = log.log_start_offset
+        for begin, end, size_bytes, records, why in _ranges(LogReader(data, log.log_id), log):
+            if begin > offset:
+                _damaged(found, log, offset, begin, "there is no batch")
+            if why:
+                _damaged(found, log, begin, end, why)
+            else:
+                found.verified_batches += 1
+                found.verified_records += records
+            offset = end
+            done += size_bytes
+            progress(done, total)
+        if offset < log.end_offset:
+            _damaged(found, log, offset, log.end_offset, "there is no batch")
+
+
+def _ranges(reader: LogReader, log: LogReport) -> Iterator[tuple[int, int, int, int, str]]:
+    """(begin, end, bytes, records, what is wrong) of every batch, in order."""
+    offset = log.log_start_offset
+    while offset < log.end_offset:
+        try:
+            batches = reader.read(offset, end_offset=log.end_offset, max_bytes=READ_BYTES)
+        except LogCorrupt as error:
+            end = _end_of_batch(reader, error.offset, log)
+            yield max(offset, error.offset), end, 0, 0, error.why
+            offset = end
+            continue
+        except StorageError as error:
+            yield offset, log.end_offset, 0, 0, str(error)
+            return
+        if not batches:
+            return
+        for batch in batches:
+            end = batch.base_offset + batch.record_count
+            yield max(offset, batch.base_offset), end, len(batch.batch), batch.record_count, ""
+        offset = end
+
+
+def _end_of_batch(reader: LogReader, offset: int, log: LogReport) -> int:
+    """Where to go on behind a damaged batch: at its end if its index entry tells, else an offset further."""
+    try:
+        at = reader.batch_at(offset)
+    except StorageError:
+        at = None
+    return min(log.end_offset, max(offset + 1, offset if at is None else at.end_offset))
+
+
+def _damaged(found: Inspection, log: LogReport, begin: int, end: int, why: str) -> None:
+    last = found.damage[-1] if found.damage else None
+    if last and (last.topic, last.partition, last.end_offset, last.why) == (log.topic, log.partition, begin, why):
+        found.damage[-1] = Damage(last.topic, last.partition, last.offset, end, why)
+    elif len(found.damage) < DAMAGE_LISTED_MAX:
+        found.damage.append(Damage(log.topic, log.partition, begin, end, why))
+
+
+def _size_bytes(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    except FileNotFoundError:
+        return 0

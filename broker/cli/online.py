@@ -1,0 +1,38 @@
+"""Talking to a broker from a command: one client on one event loop, errors as one line."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from broker.cli import exits
+
+if TYPE_CHECKING:
+    from postbus import Client
+
+CONNECT_TIMEOUT_SECONDS: Final = 3.0
+
+T = TypeVar("T")
+
+
+def ask(address: str, work: "Callable[[Client], Awaitable[T]]") -> T:
+    """Runs `work` with a connected client; errors of the SDK end the command."""
+
+    async def asking() -> T:
+        from postbus import Client
+
+        async with Client(address, connect_timeout=CONNECT_TIMEOUT_SECONDS) as client:
+            return await work(client)
+
+    return run(asking())
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` on a loop of its own; errors of the SDK end the command."""
+    import uvloop
+    from postbus import PostbusError
+
+    try:
+        return uvloop.run(work)
+    except PostbusError as error:
+        exits.fail(exits.text_of(error), exits.code_of(error))
+    except KeyboardInterrupt:
+        exits.fail("interrupted", exits.INTERRUPTED)
