@@ -214,6 +214,7 @@ class Node:
             wait_for_room=self._store.wait_for_room,
             init_producer=self._init_producer,
             published=lambda topic, records, size: self.metrics.topic(topic).published(records, size),
+            answered=lambda code, seconds: self.metrics.request("PublisherService/PublishStream", code, seconds),
             clock=clock,
             settings=PublisherSettings(
                 timeout_s=settings.publish_timeout_seconds,

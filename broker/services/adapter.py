@@ -18,12 +18,13 @@ from google.protobuf.message import Message
 
 from broker.errors import PostbusError, Reason
 from broker.services.requests import parse_checked
-from broker.storage.errors import StorageError, UnknownLog
+from broker.storage.errors import LogCorrupt, StorageError, UnknownLog
 
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=Message)
 
 UNARY_TIMEOUT_S: Final = 30.0
+UNREAD_STATUS_WAIT_S: Final = 1.0
 
 # Generic for type checkers alone.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -51,7 +52,7 @@ class Call:
 
 
 class Adapter:
-    """Makes method handlers of servicer methods. `observe` is told of each call's end."""
+    """Makes method handlers of servicer methods. `observe` is told of each unary call's end."""
 
     def __init__(self, *, observe: Observe) -> None:
         self._observe = observe
@@ -87,7 +88,8 @@ class Adapter:
         """One request, many answers."""
 
         async def handle(data: bytes, context: Context) -> None:
-            await self._guarded(rpc, context, lambda: method(parse_checked(request_type, data), ServerStream(context)))
+            stream = ServerStream(context)
+            await self._guarded(rpc, context, lambda: method(parse_checked(request_type, data), stream), timed=False)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
@@ -97,13 +99,16 @@ class Adapter:
         async def handle(_requests: object, context: Context) -> None:
             stream = ServerStream(context)
             try:
-                await self._guarded(rpc, context, lambda: method(stream))
+                await self._guarded(rpc, context, lambda: method(stream), timed=False)
             finally:
                 await stream.stop_reading()
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    async def _guarded(self, rpc: str, context: Context, run: Callable[[], Awaitable[Any]]) -> Any:
+    async def _guarded(
+        self, rpc: str, context: Context, run: Callable[[], Awaitable[Any]], *, timed: bool = True
+    ) -> Any:
+        """`timed`: its duration means something; that of a stream is how long the client stayed."""
         started = time.monotonic()
         code = "OK"
         try:
@@ -126,7 +131,8 @@ class Adapter:
                 "a fault in the broker; nothing more is known to the client, the broker's log has the details",
             )
         finally:
-            self._observe(rpc, code, time.monotonic() - started)
+            if timed:
+                self._observe(rpc, code, time.monotonic() - started)
         return None
 
 
@@ -181,6 +187,17 @@ class ServerStream:
         with contextlib.suppress(grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError):
             await self._context.abort(error.code, error.message, error.trailers())
 
+    async def end_unread(self, owner: "asyncio.Task[Any]", error: PostbusError) -> None:
+        """Ends a call whose client does not read and whose owner is stuck in a write.
+
+        The status waits behind what is not read: a client that begins to read within a second is told why. Otherwise
+        cancelling the owner drops the call, which resets the stream and so frees a client that is stuck in sending.
+        """
+        sending = asyncio.create_task(self.abort(error))
+        await asyncio.wait({sending}, timeout=UNREAD_STATUS_WAIT_S)
+        sending.cancel()
+        owner.cancel()
+
     async def stop_reading(self) -> None:
         """Ends the reader task."""
         if self._reader is None:
@@ -197,10 +214,12 @@ def from_storage(error: StorageError) -> PostbusError:
     """What storage may raise anywhere, because a topic went or the node stops while a request is under way."""
     if isinstance(error, UnknownLog):
         return PostbusError(Reason.ERROR_REASON_TOPIC_NOT_FOUND, "the topic was deleted meanwhile")
+    if isinstance(error, LogCorrupt):
+        return PostbusError(
+            Reason.ERROR_REASON_LOG_CORRUPT, f"the log is damaged at offset {error.offset}: {error.why}"
+        )
     log.warning("storage_refusal", error=str(error))
-    return PostbusError(
-        Reason.ERROR_REASON_DRAINING, "this node's store is closing; connect again", retry_after_ms=500
-    )
+    return PostbusError(Reason.ERROR_REASON_DRAINING, "this node's store is closing; connect again", retry_after_ms=500)
 
 
 def timed_out(what: str, timeout_s: float) -> PostbusError:

@@ -42,13 +42,16 @@ class PublisherService:
         wait_for_room: Callable[[], Awaitable[None]],
         init_producer: Callable[[int, int], Awaitable[tuple[int, int]]],
         published: Callable[[str, int, int], None],
+        answered: Callable[[str, float], None],
         clock: Clock,
         settings: PublisherSettings,
     ) -> None:
         self._publishing = publishing
         self._wait_for_room = wait_for_room
         self._init_producer = init_producer
-        self.published = published  # topic, records, bytes: for metrics
+        # For metrics: topic, records, bytes of what was appended; code and seconds of each request on a stream.
+        self._published = published
+        self.answered = answered
         self.clock = clock
         self.settings = settings
         self._streams: set[_PublishStream] = set()
@@ -80,7 +83,11 @@ class PublisherService:
         if self._publishing.needs_request_ids(prepared):
             await prepared.topic.load_request_ids()
         placed = self._publishing.place(prepared)
-        self.published(prepared.topic.name, prepared.facts.record_count, len(prepared.batch))
+        new = [part for part in placed if not part.duplicate]
+        if len(new) == len(placed):
+            self._published(prepared.topic.name, prepared.facts.record_count, len(prepared.batch))
+        elif new:
+            self._published(prepared.topic.name, sum(part.record_count for part in new), len(prepared.batch))
         return placed
 
     async def _safe(self, prepared: Prepared, placed: list[Published]) -> None:
@@ -150,7 +157,8 @@ class _Pending:
 
     correlation_id: int
     size_bytes: int
-    deadline: float
+    received: float
+    deadline: float = 0.0
     acks: int = 0
     topic: str = ""
     partition: int | None = None  # as the request says
@@ -198,7 +206,9 @@ class _PublishStream:
     async def run(self) -> None:
         """Until the client half-closes and all is answered; raises what ends the stream otherwise."""
         self._stream.start_reading(self._receive, half_closed=self._half_close, failed=self._fail)
-        sweeper = asyncio.create_task(self._sweep())
+        owner = asyncio.current_task()
+        assert owner is not None
+        sweeper = asyncio.create_task(self._sweep(owner))
         try:
             while True:
                 await self._wake.wait()
@@ -221,9 +231,12 @@ class _PublishStream:
 
     def _answer(self) -> bytes:
         acks: list[publisher_pb2.PublishAck] = []
+        now = self._service.clock.monotonic()
         while self._pending and self._pending[0].complete and len(acks) < ACKS_PER_FRAME_MAX:
             answered = self._pending.popleft()
             self._pending_bytes -= answered.size_bytes
+            code = "OK" if answered.failure is None else answered.failure.code.name
+            self._service.answered(code, now - answered.received)
             acks.append(answered.ack())
         if self._has_room():
             self._room.set()
@@ -236,7 +249,7 @@ class _PublishStream:
     async def _receive(self, data: bytes) -> None:
         await self._room.wait()
         view = self._publishing.parse_stream(data)
-        pending = _Pending(view.correlation_id, len(data), 0.0)
+        pending = _Pending(view.correlation_id, len(data), self._service.clock.monotonic())
         self._pending.append(pending)
         self._pending_bytes += len(data)
         if not self._has_room():
@@ -254,7 +267,7 @@ class _PublishStream:
         timeout_s = self._service.settings.timeout_s
         if view.HasField("timeout"):
             timeout_s = publishing.timeout_s(view.timeout, default_s=timeout_s)
-        pending.deadline = self._service.clock.monotonic() + timeout_s
+        pending.deadline = pending.received + timeout_s
         if not view.HasField("publish"):
             raise errors.invalid_field("publish", "is required")
         prepared = self._publishing.prepare(view.publish)
@@ -318,7 +331,7 @@ class _PublishStream:
                 self._blocked.add((pending.topic, part.partition))
         self._wake.set()
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, owner: asyncio.Task[None]) -> None:
         """Fails what took too long, and ends a stream whose client sends without ever reading its answers."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
@@ -328,13 +341,14 @@ class _PublishStream:
                     self._fail_request(pending, timed_out("publishing", self._service.settings.timeout_s))
             since = self._stream.writing_since
             if since is not None and now - since > self._service.settings.unread_timeout_s:
-                await self._stream.abort(
+                await self._stream.end_unread(
+                    owner,
                     PostbusError(
                         Reason.ERROR_REASON_QUOTA_EXCEEDED,
                         f"answers were not read for {self._service.settings.unread_timeout_s:g} s: read them while"
                         " you send; whether the unread ones succeeded is not known to you, so repeat with the same ids",
                         retry_after_ms=1000,
-                    )
+                    ),
                 )
                 return
 
