@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo bench test chaos lint types layers proto-lint stubs stubs-check check clean
+.PHONY: help setup run demo bench test chaos lint types layers proto-lint stubs stubs-check clients-check check clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml clients/python/pyproject.toml requirements.lock
 	@touch $@
 
 run: $(INSTALLED) ## Starts a durable single-node bus in ./postbus-data.
-	@exec $(BIN)/postbus serve $(ARGS)
+	@POSTBUS_LOG_FORMAT=$${POSTBUS_LOG_FORMAT:-console} exec $(BIN)/postbus serve $(ARGS)
 
 demo: $(INSTALLED) ## Streams a year of real flights through a bus, kills a group member, and counts.
 	@$(BIN)/python clients/python/examples/flights/demo.py
@@ -61,7 +61,10 @@ stubs: $(STUBS_VENV)/.installed ## Generates the Python stubs from proto/.
 stubs-check: $(STUBS_VENV)/.installed ## Fails if the committed stubs differ from what proto/ gives.
 	@proto/check-drift $(STUBS_VENV)/bin/python
 
-check: lint types layers proto-lint stubs-check ## All the checks that are not tests.
+clients-check: $(INSTALLED) ## Fails if the other languages' stubs differ from what proto/ gives. Needs Go.
+	@clients/check-drift
+
+check: lint types layers proto-lint stubs-check clients-check ## All the checks that are not tests.
 
 clean: ## Removes the environments and caches.
 	rm -rf $(VENV) $(STUBS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
