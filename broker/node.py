@@ -211,6 +211,7 @@ class Node:
                 batch_records_max=settings.batch_records_max,
                 producer_exists=self._producer_ids.handed_out,
             ),
+            has_room=lambda: self._store.committer.has_room,
             wait_for_room=self._store.wait_for_room,
             init_producer=self._init_producer,
             published=lambda topic, records, size: self.metrics.topic(topic).published(records, size),

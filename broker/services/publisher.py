@@ -20,6 +20,8 @@ from broker.stubs import view_pb2
 SWEEP_INTERVAL_S: Final = 1.0
 # Acknowledgements in one frame, so that none comes near any client's message limit.
 ACKS_PER_FRAME_MAX: Final = 2000
+# The same in bytes, overdrawn by one: an answer that names each record of a split batch may have 300 kB.
+FRAME_BYTES_TARGET: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class PublisherService:
         self,
         *,
         publishing: Publishing,
+        has_room: Callable[[], bool],
         wait_for_room: Callable[[], Awaitable[None]],
         init_producer: Callable[[int, int], Awaitable[tuple[int, int]]],
         published: Callable[[str, int, int], None],
@@ -47,6 +50,7 @@ class PublisherService:
         settings: PublisherSettings,
     ) -> None:
         self._publishing = publishing
+        self._has_room = has_room
         self._wait_for_room = wait_for_room
         self._init_producer = init_producer
         # For metrics: topic, records, bytes of what was appended; code and seconds of each request on a stream.
@@ -77,11 +81,19 @@ class PublisherService:
         acks_none = prepared.view.acks == publisher_pb2.ACKS_NONE
         return publishing.response([] if acks_none else placed).SerializeToString()
 
+    def ready_for(self, prepared: Prepared) -> bool:
+        """Whether `place_now` may be called without waiting for anything."""
+        return self._has_room() and not self._publishing.needs_request_ids(prepared)
+
     async def place(self, prepared: Prepared) -> list[Published]:
         """Waits for room, then appends."""
         await self._wait_for_room()
         if self._publishing.needs_request_ids(prepared):
             await prepared.topic.load_request_ids()
+        return self.place_now(prepared)
+
+    def place_now(self, prepared: Prepared) -> list[Published]:
+        """Appends."""
         placed = self._publishing.place(prepared)
         new = [part for part in placed if not part.duplicate]
         if len(new) == len(placed):
@@ -231,13 +243,20 @@ class _PublishStream:
 
     def _answer(self) -> bytes:
         acks: list[publisher_pb2.PublishAck] = []
+        size = 0
         now = self._service.clock.monotonic()
-        while self._pending and self._pending[0].complete and len(acks) < ACKS_PER_FRAME_MAX:
+        while (
+            self._pending
+            and self._pending[0].complete
+            and len(acks) < ACKS_PER_FRAME_MAX
+            and size < FRAME_BYTES_TARGET
+        ):
             answered = self._pending.popleft()
             self._pending_bytes -= answered.size_bytes
             code = "OK" if answered.failure is None else answered.failure.code.name
             self._service.answered(code, now - answered.received)
             acks.append(answered.ack())
+            size += acks[-1].ByteSize()
         if self._has_room():
             self._room.set()
         return publisher_pb2.PublishStreamResponse(acks=acks).SerializeToString()
@@ -278,12 +297,15 @@ class _PublishStream:
         if self._ending:
             raise draining_error()
         self._refuse_after_failure(prepared)
-        try:
-            # Whoever outruns the disk waits here, unread.
-            async with asyncio.timeout(timeout_s):
-                placed = await self._service.place(prepared)
-        except TimeoutError:
-            raise timed_out("publishing", timeout_s) from None
+        if self._service.ready_for(prepared):
+            placed = self._service.place_now(prepared)
+        else:
+            try:
+                # Whoever outruns the disk waits here, unread.
+                async with asyncio.timeout(timeout_s):
+                    placed = await self._service.place(prepared)
+            except TimeoutError:
+                raise timed_out("publishing", timeout_s) from None
         self._await_safety(prepared, pending, placed)
 
     def _refuse_after_failure(self, prepared: Prepared) -> None:
