@@ -288,15 +288,31 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that tests share: each uses topics and groups of its own, and leaves it running."""
+    yield from _live(tmp_path_factory.mktemp("broker"))
+
+
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    """A broker with an empty store."""
-    live = Broker(tmp_path)
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker with an empty store, for one test to do with as it likes."""
+    yield from _live(tmp_path)
+
+
+def _live(folder: Path) -> Iterator[Broker]:
+    live = Broker(folder)
     try:
         live.start()
         yield live
     finally:
         live.stop()
+
+
+@pytest.fixture
+def topic(request: pytest.FixtureRequest) -> str:
+    """The name of a topic, and of a group, that no other test uses."""
+    return re.sub(r"[^a-z0-9]+", "-", request.node.name).strip("-")
 
 
 @pytest.fixture

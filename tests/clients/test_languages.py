@@ -42,12 +42,12 @@ def assert_in_order_by_key(numbers: Iterable[int]) -> None:
 
 @pytest.mark.parametrize(("publishing", "subscribing"), [("go", "node"), ("node", "go")])
 def test_what_one_language_publishes_the_other_consumes_once_and_in_order(
-    broker, run, language: Callable, publishing: str, subscribing: str
+    broker, run, *, topic: str, language: Callable, publishing: str, subscribing: str
 ) -> None:
     """Undisturbed, a group sees each record exactly once, keys in order; and not again after leaving politely."""
-    broker.create_topic("flights", partitions=PARTITIONS)
-    subscriber = run(*language(subscribing).subscriber(broker, "flights", group="counters"))
-    publisher = run(*language(publishing).publisher(broker, "flights"))
+    broker.create_topic(topic, partitions=PARTITIONS)
+    subscriber = run(*language(subscribing).subscriber(broker, topic, group=topic))
+    publisher = run(*language(publishing).publisher(broker, topic))
     publisher.say(lines(range(COUNT)))
     publisher.finish_input()
     assert publisher.wait() == 0, publisher.errors()
@@ -58,8 +58,8 @@ def test_what_one_language_publishes_the_other_consumes_once_and_in_order(
 
     assert subscriber.stop(signal.SIGINT) == 0, subscriber.errors()
     later = range(COUNT, COUNT + KEYS)
-    successor = run(*language(subscribing).subscriber(broker, "flights", group="counters"))
-    publisher = run(*language(publishing).publisher(broker, "flights"))
+    successor = run(*language(subscribing).subscriber(broker, topic, group=topic))
+    publisher = run(*language(publishing).publisher(broker, topic))
     publisher.say(lines(later))
     publisher.finish_input()
     assert publisher.wait() == 0, publisher.errors()
@@ -68,18 +68,18 @@ def test_what_one_language_publishes_the_other_consumes_once_and_in_order(
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_partitions_of_a_killed_member_pass_on(broker, run, language: Callable, name: str) -> None:
+def test_partitions_of_a_killed_member_pass_on(broker, run, topic: str, language: Callable, name: str) -> None:
     """After kill -9 the survivor gets what the dead had not acknowledged, and from then on everything."""
-    broker.create_topic("flights", partitions=PARTITIONS)
-    victim = run(*language(name).subscriber(broker, "flights", group="counters"))
-    survivor = run(*language(name).subscriber(broker, "flights", group="counters"))
-    publisher = run(*language("go").publisher(broker, "flights"))
+    broker.create_topic(topic, partitions=PARTITIONS)
+    victim = run(*language(name).subscriber(broker, topic, group=topic))
+    survivor = run(*language(name).subscriber(broker, topic, group=topic))
+    publisher = run(*language("go").publisher(broker, topic))
     published = publish_until_both_share(run, publisher, victim, survivor)
 
     # The victim blocks in the middle of its work, because nobody reads what it prints, and dies there.
     victim.stop_reading()
     publisher.say(lines(range(published, published + COUNT)))
-    broker.watch("flights", lambda records: len(records) >= published + COUNT)
+    broker.watch(topic, lambda records: len(records) >= published + COUNT)
     victim.kill()
     after = range(published + COUNT, published + 2 * COUNT)
     publisher.say(lines(after))
@@ -92,15 +92,16 @@ def test_partitions_of_a_killed_member_pass_on(broker, run, language: Callable, 
     assert_in_order_by_key(values(survivor.lines))
 
 
-def test_members_in_two_languages_share_one_group(broker, run, language: Callable) -> None:
+def test_members_in_two_languages_share_one_group(broker, run, topic: str, language: Callable) -> None:
     """Go and Node members share the partitions; when one leaves politely, nothing is lost and nothing comes twice."""
-    broker.create_topic("flights", partitions=PARTITIONS)
-    gopher = run(*language("go").subscriber(broker, "flights", group="counters"))
-    other = run(*language("node").subscriber(broker, "flights", group="counters"))
-    publisher = run(*language("node").publisher(broker, "flights"))
+    broker.create_topic(topic, partitions=PARTITIONS)
+    gopher = run(*language("go").subscriber(broker, topic, group=topic))
+    other = run(*language("node").subscriber(broker, topic, group=topic))
+    publisher = run(*language("node").publisher(broker, topic))
     published = publish_until_both_share(run, publisher, gopher, other)
+    before = len(gopher.lines)
     publisher.say(lines(range(published, published + COUNT)))
-    run.wait_until(lambda: len(gopher.lines) > published, "records under way")
+    run.wait_until(lambda: len(gopher.lines) > before, "records under way")
     assert gopher.stop(signal.SIGINT) == 0, gopher.errors()
     end = published + 2 * COUNT
     publisher.say(lines(range(published + COUNT, end)))
@@ -111,33 +112,33 @@ def test_members_in_two_languages_share_one_group(broker, run, language: Callabl
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_publisher_survives_a_killed_broker(broker, run, language: Callable, name: str) -> None:
+def test_publisher_survives_a_killed_broker(own_broker, run, language: Callable, name: str) -> None:
     """What was unacknowledged at the kill -9 is sent again under its request ids: each line once, keys in order."""
-    broker.create_topic("flights", partitions=PARTITIONS)
-    publisher = run(*language(name).publisher(broker, "flights"))
+    own_broker.create_topic("flights", partitions=PARTITIONS)
+    publisher = run(*language(name).publisher(own_broker, "flights"))
     publisher.say(lines(range(COUNT)))
-    broker.watch("flights", lambda records: len(records) >= COUNT // 8)
-    broker.kill()
-    broker.start()
+    own_broker.watch("flights", lambda records: len(records) >= COUNT // 8)
+    own_broker.kill()
+    own_broker.start()
     publisher.say(lines(range(COUNT, 2 * COUNT)))
     publisher.finish_input()
     assert publisher.wait() == 0, publisher.errors()
-    logs = [[int(record.value) for record in records] for records in broker.records("flights").values()]
+    logs = [[int(record.value) for record in records] for records in own_broker.records("flights").values()]
     assert sorted(number for log in logs for number in log) == list(range(2 * COUNT))
     for log in logs:
         assert_in_order_by_key(log)
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_member_survives_a_killed_broker(broker, run, language: Callable, name: str) -> None:
+def test_member_survives_a_killed_broker(own_broker, run, language: Callable, name: str) -> None:
     """After kill -9 of the broker a member connects again by itself and gets everything; keys stay in order."""
-    broker.create_topic("flights", partitions=PARTITIONS)
-    member = run(*language(name).subscriber(broker, "flights", group="counters"))
-    publisher = run(*language("go").publisher(broker, "flights"))
+    own_broker.create_topic("flights", partitions=PARTITIONS)
+    member = run(*language(name).subscriber(own_broker, "flights", group="counters"))
+    publisher = run(*language("go").publisher(own_broker, "flights"))
     publisher.say(lines(range(COUNT)))
     run.wait_until(lambda: len(member.lines) > 0, "the first records")
-    broker.kill()
-    broker.start()
+    own_broker.kill()
+    own_broker.start()
     publisher.say(lines(range(COUNT, 2 * COUNT)))
     publisher.finish_input()
     assert publisher.wait() == 0, publisher.errors()
@@ -147,17 +148,17 @@ def test_member_survives_a_killed_broker(broker, run, language: Callable, name: 
     assert_in_order_by_key(first_times)
 
 
-def test_load_generator_reports_what_was_acknowledged(broker, run, go_clients: Path) -> None:
+def test_load_generator_reports_what_was_acknowledged(broker, run, topic: str, go_clients: Path) -> None:
     """The Go load generator stops after as many records as asked for and prints its figures as JSON."""
-    broker.create_topic("bench", partitions=PARTITIONS)
-    address = ["-address", broker.address]
-    program = run(go_clients / "bench", *address, "-publishers", "4", "-records", "200", "-warmup-seconds", "0")
+    broker.create_topic(topic, partitions=PARTITIONS)
+    target = ["-address", broker.address, "-topic", topic]
+    program = run(go_clients / "bench", *target, "-publishers", "4", "-records", "200", "-warmup-seconds", "0")
     assert program.wait() == 0, program.errors()
     figures = json.loads(program.lines[0])
     assert figures["records"] >= 200
     assert 0 < figures["p50_us"] <= figures["p99_us"] <= figures["max_us"]
     assert figures["records_per_second"] > 0
-    published = sum(len(records) for records in broker.records("bench").values())
+    published = sum(len(records) for records in broker.records(topic).values())
     assert published >= figures["records"], "the figures count only what is in the log"
 
 

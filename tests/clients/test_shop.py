@@ -107,8 +107,9 @@ def by_order(found: Iterable[dict]) -> dict[str, dict]:
     return known
 
 
-def test_services_come_and_go_and_nothing_is_lost(broker, run, shipping: Path) -> None:
+def test_services_come_and_go_and_nothing_is_lost(own_broker, run, shipping: Path) -> None:
     """Each order is billed once and shipped once by content; a rebuilt billing has the state of the one that ran."""
+    broker = own_broker
     for topic in ("orders", "invoices", "shipments"):
         broker.create_topic(topic)
     shop = Shop(broker, run, shipping)
