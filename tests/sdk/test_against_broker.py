@@ -251,7 +251,7 @@ def test_the_sync_facade(shared: Broker) -> None:
 async def test_a_restart_loses_and_repeats_nothing(own: Broker, how: signal.Signals) -> None:
     """Publishers and subscribers at work while the broker dies twice: every record is there once, in order, and was
     handed out once without a group, and once or, for what was in hand at the time, again in a group."""
-    total = 6_000
+    total = 4_000
     async with Client(own.address, connect_timeout=START_S) as client:
         await client.topics.create("work", partition_count=3)
         published = asyncio.Semaphore(0)
@@ -281,7 +281,7 @@ async def test_a_restart_loses_and_repeats_nothing(own: Broker, how: signal.Sign
         publishing = asyncio.create_task(publish())
         alone, grouped = asyncio.create_task(read("")), asyncio.create_task(read("workers"))
         for _ in range(2):
-            for _ in range(15):
+            for _ in range(10):
                 await asyncio.wait_for(published.acquire(), 30)
             assert not publishing.done(), "it dies under work"
             await asyncio.to_thread(own.end, how)

@@ -162,6 +162,32 @@ async def test_an_unknown_outcome_is_never_repeated_under_a_new_identity(broker:
     assert broker.topics["single"][0].values() == [b"1", b"2", b"3"]
 
 
+async def test_what_follows_a_refused_retry_is_not_repeated(broker: FakeBroker, client: Client) -> None:
+    """The first try of "a" is in the log, its retry is refused; "b" and "c" then are appended, the ack of "c" is lost.
+    Under a new identity "c" would be appended twice: it fails with an unknown outcome instead."""
+    broker.break_publish_at.extend([1, 3])
+    refusals = [b"a"]
+
+    def refuse(request):
+        if broker.publish_streams == 2 and refusals and request.batch.records[0].value == refusals[0]:
+            refusals.clear()
+            return PostbusError(Reason.ERROR_REASON_INVALID_FIELD, "no more")
+        return None
+
+    broker.refuse = refuse
+    publisher = client.publisher(batch_bytes_max=5, linger=0.0)
+    deliveries = [await publisher.publish("single", value) for value in (b"a", b"b", b"c", b"d")]
+    outcomes = [await _outcome(delivery) for delivery in deliveries]
+    assert isinstance(outcomes[0], errors.InvalidArgument)
+    assert outcomes[0].outcome_unknown
+    assert outcomes[1] == Published("single", 0, 1)
+    assert isinstance(outcomes[2], errors.SequenceBroken)
+    assert outcomes[2].outcome_unknown
+    assert broker.topics["single"][0].values()[:3] == [b"a", b"b", b"c"]
+    assert broker.topics["single"][0].values().count(b"c") == 1
+    await publisher.close()
+
+
 async def test_draining_moves_on_without_loss(broker: FakeBroker, client: Client) -> None:
     """Told that the node goes, the publisher half-closes and opens another stream."""
     broker.drain_publish_at.extend([1, 12])

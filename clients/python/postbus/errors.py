@@ -144,9 +144,9 @@ class ProducerFenced(PostbusError):
 
 
 class SequenceBroken(PostbusError):
-    """The broker's memory of this publisher does not fit its own; appended records are safe, these are not there."""
+    """The broker's memory of this publisher does not fit its own, so these records could not be repeated safely."""
 
-    advice = "publish again what failed"
+    advice = "publish again what failed; if outcome_unknown, look first"
 
 
 class GroupConflict(PostbusError):

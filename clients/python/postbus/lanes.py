@@ -297,11 +297,14 @@ class Recovery:
     """A lane waits until all that it has on the wire is answered; then its sequence goes on from a known place.
 
     sequence: which the next batch gets; None: the broker no longer knows the producer, a new identity is needed.
+    gap_certain: True: what is on the wire behind the cause is surely refused for the gap in the sequence. False: the
+        cause may be in the log from an earlier try, so what follows it may get there too.
     """
 
-    __slots__ = ("cause", "sequence", "started")
+    __slots__ = ("cause", "gap_certain", "sequence", "started")
 
-    def __init__(self, sequence: int | None, cause: PostbusError) -> None:
+    def __init__(self, sequence: int | None, cause: PostbusError, *, gap_certain: bool = True) -> None:
         self.sequence = sequence
         self.cause = cause
+        self.gap_certain = gap_certain
         self.started = False

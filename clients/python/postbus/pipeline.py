@@ -405,7 +405,7 @@ class Pipeline:
                 if batch.on_wire:
                     batch.on_wire = False
                     # Behind a batch that was refused, nothing was appended: the gap in the sequence forbids it.
-                    if lane.recovery is None:
+                    if lane.recovery is None or not lane.recovery.gap_certain:
                         batch.outcome_unknown = True
             lane.on_wire_count = 0
             self._go_on(lane)
@@ -442,7 +442,7 @@ class Pipeline:
             # Not appended; goes again behind its predecessor, on the next stream.
             if not lane.held:
                 self._leave(stream)
-        elif reason == "SEQUENCE_GAP" and lane.recovery is not None:
+        elif reason in {"PRODUCER_UNKNOWN", "SEQUENCE_GAP"} and lane.recovery is not None:
             pass  # As expected behind a refused batch; it is sent again with a new number.
         elif reason in ("PRODUCER_UNKNOWN", "SEQUENCE_GAP"):
             lane.recovery = Recovery(None, failure)
@@ -460,7 +460,8 @@ class Pipeline:
             lane.leave_flight(batch)
             if lane.recovery is None:
                 # An earlier try may be in the log: only a new identity is sure not to repeat what follows it.
-                lane.recovery = Recovery(None if was_unknown else batch.sequence, failure)
+                sequence = None if was_unknown else batch.sequence
+                lane.recovery = Recovery(sequence, failure, gap_certain=not was_unknown)
             failure.outcome_unknown = was_unknown
             self._settle(batch, error=failure)
             if isinstance(failure, errors.NotFound):
@@ -516,8 +517,13 @@ class Pipeline:
         """Gives a lane an identity of its own, after the broker lost what it knew of the old one."""
         for batch in [each for each in lane.in_flight if each.outcome_unknown]:
             lane.leave_flight(batch)
-            lost = cause.copy()
-            lost.outcome_unknown = True
+            lost = errors.SequenceBroken(
+                f"{lane.topic}/{lane.partition}: nobody can tell any more whether this is in the log: {cause.message}",
+                reason=cause.reason,
+                code=cause.code,
+                outcome_unknown=True,
+                metadata=cause.metadata,
+            )
             self._settle(batch, error=lost)
         attempt = 0
         while True:
