@@ -190,9 +190,10 @@ class ServerStream:
     async def end_unread(self, owner: "asyncio.Task[Any]", error: PostbusError) -> None:
         """Ends a call whose client does not read and whose owner is stuck in a write.
 
-        The status waits behind what is not read: a client that begins to read within a second is told why. Otherwise
-        cancelling the owner drops the call, which resets the stream and so frees a client that is stuck in sending.
+        The status waits behind what is not read: whoever begins to read again gets all answers and then the reason.
+        gRPC has no way to reset the stream, so that the owner is cancelled too: else it would wait for ever.
         """
+        log.warning("stream_unread", peer=self.peer, reason=error.reason_name, message=error.message)
         sending = asyncio.create_task(self.abort(error))
         await asyncio.wait({sending}, timeout=UNREAD_STATUS_WAIT_S)
         sending.cancel()

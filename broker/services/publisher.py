@@ -246,10 +246,7 @@ class _PublishStream:
         size = 0
         now = self._service.clock.monotonic()
         while (
-            self._pending
-            and self._pending[0].complete
-            and len(acks) < ACKS_PER_FRAME_MAX
-            and size < FRAME_BYTES_TARGET
+            self._pending and self._pending[0].complete and len(acks) < ACKS_PER_FRAME_MAX and size < FRAME_BYTES_TARGET
         ):
             answered = self._pending.popleft()
             self._pending_bytes -= answered.size_bytes

@@ -28,6 +28,10 @@ from broker.storage.errors import LogCorrupt, OffsetOutOfRange
 
 # A response stops growing once it holds so much: larger frames cost memory and latency, and gain nothing.
 RESPONSE_BYTES_TARGET: Final = 1024 * 1024
+# What is owed to a client that does not read: beyond that its commands wait, unread.
+RESPONSES_MAX: Final = 100
+# Rejections and skipped ranges in one frame, each below a kilobyte, so that none comes near a client's limit.
+EVENTS_PER_FRAME_MAX: Final = 1000
 # Before another partition has its turn.
 TURN_BYTES: Final = 512 * 1024
 
@@ -95,6 +99,8 @@ class Subscription:
         self._fills: set[asyncio.Task[None]] = set()
         self._waiting_fills: deque[Cursor] = deque()
         self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
         self._heartbeat_due = False
         self._failure: Exception | None = None
         self.half_closed = False
@@ -188,6 +194,7 @@ class Subscription:
 
     async def receive(self, data: bytes) -> None:
         """A message after the first."""
+        await self._room.wait()
         request = requests.parse(subscriber_pb2.SubscribeRequest, data)
         if request.HasField("start"):
             raise errors.invalid_field("start", "belongs into the first message only; open another stream")
@@ -275,7 +282,7 @@ class Subscription:
         gone.range.base_offset = min(begin, end)
         gone.range.end_offset = max(begin, end)
         gone.range.fence = cursor.fence
-        self._has_events = True
+        self.note_event()
 
     # --- the pump ---
 
@@ -326,6 +333,8 @@ class Subscription:
     def emit(self) -> None:
         """Ends a frame of events; what is said later goes into another one."""
         self._responses.append(self.events)
+        if len(self._responses) >= RESPONSES_MAX:
+            self._room.clear()
         self.events = subscriber_pb2.SubscribeResponse()
         self._has_events = False
         self._wake.set()
@@ -333,6 +342,8 @@ class Subscription:
     def note_event(self) -> None:
         """Something was added to `events`."""
         self._has_events = True
+        if len(self.events.ack_report.rejected) + len(self.events.skipped) >= EVENTS_PER_FRAME_MAX:
+            self.emit()
         self._wake.set()
 
     async def _write_events(self) -> bool:
@@ -342,6 +353,7 @@ class Subscription:
             return False
         while self._responses:
             await self.stream.write(self._responses.popleft().SerializeToString())
+        self._room.set()
         return True
 
     def _collect(self) -> list[Buffer]:
