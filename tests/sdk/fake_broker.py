@@ -123,6 +123,8 @@ class FakeBroker:
         self.drain_subscribe_after: deque[int] = deque()
         # 1: while a stream is broken somebody else owns the partitions.
         self.new_owner_on_break = 0
+        # What open subscriptions end with, once.
+        self.end_subscribes: PostbusError | None = None
         self.silent_subscribes = 0
         self.heartbeat_interval = 5.0
         self.batch_records_max = 1_000_000
@@ -456,6 +458,8 @@ class _Session:
             await asyncio.Event().wait()
         told: set[tuple[str, int]] = set()
         while True:
+            if broker.end_subscribes is not None:
+                self.failure, broker.end_subscribes = broker.end_subscribes, None
             if self.failure is not None:
                 await _abort(self.context, self.failure)
             while self.reports:

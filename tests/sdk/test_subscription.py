@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from fake_broker import FakeBroker
+from fake_broker import FakeBroker, PostbusError, Reason
 from postbus import Client, Event, Last, errors
 
 
@@ -332,6 +332,24 @@ async def test_a_final_error_ends_the_iteration(broker: FakeBroker, client: Clie
         subscription._runner.send()
         with pytest.raises(errors.InvalidArgument):
             await subscription.get(timeout=5)
+
+
+async def test_a_processing_timeout_takes_what_is_in_hand(broker: FakeBroker, client: Client) -> None:
+    """The partitions went to others: the rest of the batch is not handed out any more; it comes from the committed
+    place again when this member gets it back."""
+    broker.fill("single", 0, numbered(10))
+    lost = asyncio.Event()
+
+    def note(event: Event) -> None:
+        if event.kind == "lost":
+            lost.set()
+
+    async with client.subscribe("single", group="g", ack="manual", on_event=note) as subscription:
+        await take(subscription, 3)
+        broker.fence += 1
+        broker.end_subscribes = PostbusError(Reason.ERROR_REASON_PROCESSING_TIMEOUT, "too slow")
+        await asyncio.wait_for(lost.wait(), 10)
+        assert [record.offset for record in await take(subscription, 10)] == list(range(10))
 
 
 async def test_nothing_comes_in_time(broker: FakeBroker, client: Client) -> None:

@@ -258,6 +258,9 @@ class StreamRunner:
                 if not _worth_another_try(failure):
                     self._finish(failure)
                     return
+                if failure.reason in {"PROCESSING_TIMEOUT", "ASSIGNMENT_LOST"}:
+                    log.warning("%s", failure)
+                    self._all_lost(failure)
                 patience = self._reconnect_timeout
                 if patience is not None and time.monotonic() - self._connected_time > patience:
                     self._finish(failure)
@@ -273,6 +276,14 @@ class StreamRunner:
             self._finish(errors.PostbusError(f"the subscription failed: {error!r}"))
         finally:
             tick.cancel()
+
+    def _all_lost(self, failure: errors.PostbusError) -> None:
+        """The membership ended: what is here belongs to others now, and comes again if it comes back."""
+        held = [reading for reading in self.readings.values() if reading.assigned]
+        for reading in held:
+            reading.lost()
+            self._drop(reading)
+        self._tell("lost", [(reading.topic, reading.partition, -1) for reading in held], str(failure))
 
     def _finish(self, failure: errors.PostbusError | None) -> None:
         self.ended = True
