@@ -141,6 +141,7 @@ class GroupCoordinator:
             # Or a new fence: without it the partition would look as if it were to be given up.
             if not group.has_fence_from(self._journal.durable_end_offset, member.member_id):
                 break
+        self._give_up_untold(group, member, call)
         session = self._driver.session(group, member.member_id)
         assert session is not None
         session.dirty = False
@@ -156,6 +157,18 @@ class GroupCoordinator:
             target=group.usable(member.member_id, durable_end=self._journal.durable_end_offset),
             lost=lost if call.member_epoch else frozenset(),
         )
+
+    def _give_up_untold(self, group: Group, member: Member, call: HeartbeatCall) -> None:
+        """What the member was given and has to give up again before it could be told was never in its hands.
+
+        It will not report it, so nobody else would pass it on.
+        """
+        held = call.owned if call.member_epoch else frozenset[PartitionKey]()
+        if held is None:
+            return
+        untold = frozenset(key for key in group.revoking(member.member_id) if key not in held)
+        if untold:
+            self._driver.settle(group, released=untold)
 
     def _heard_from(self, group: Group, member: Member) -> None:
         session = self._driver.session(group, member.member_id)

@@ -252,6 +252,22 @@ async def test_a_partition_passes_on_only_when_its_holder_reports_without_it(ben
     assert all(fences[assigned.key] == assigned.fence for assigned in kept.target)
 
 
+async def test_members_that_join_at_the_same_time_share_at_once(bench) -> None:
+    """What the first was given and has to give up before it was told passes on by itself."""
+    bench.log.sync_by_itself = False
+    joining = asyncio.create_task(bench.join())
+    await turns()
+    joining_too = asyncio.create_task(bench.join())
+    await turns()
+    bench.log.sync_by_itself = True
+    bench.log.sync()
+    first, second = await asyncio.wait_for(joining, 1), await asyncio.wait_for(joining_too, 1)
+    await turns()
+    second = await bench.beat(second, *numbers(second))
+    assert sorted(numbers(first) + numbers(second)) == [0, 1, 2, 3]
+    assert len(numbers(first)) == len(numbers(second)) == 2
+
+
 async def test_nothing_is_missed_between_the_reply_and_the_watch(bench) -> None:
     """A change in that moment is told when the watch begins; without one nothing is."""
     first = await bench.join()
