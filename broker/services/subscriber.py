@@ -72,6 +72,8 @@ class SubscriberService:
         while True:
             changed = _Changed(plan.topic.partitions)
             try:
+                if self._surroundings.partitions.find(plan.topic.topic_id) is None:
+                    raise errors.topic_not_found(plan.topic.name)
                 chunks = await self._read_fetch(plan)
                 left_s = deadline - self._surroundings.clock.monotonic()
                 if chunks or left_s <= 0 or self._draining is not None:
@@ -109,6 +111,8 @@ class SubscriberService:
                 at = await positions.resolve_start(partition, request.start_at, self._surroundings.clock)
                 policy = subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL
                 places[partition.number] = positions.within_range(partition, at, policy)
+        # Where to go on is part of the answer, twice a partition.
+        room = max(max_bytes - 2 * len(topic.partitions) * (len(topic.name) + 40), RESPONSE_BYTES_MIN // 2)
         # An answer that comes after the caller gave up is wasted: leave a tenth of the time for the way back.
         return _FetchPlan(
             topic=topic,
@@ -117,7 +121,7 @@ class SubscriberService:
             records_max=request.max_records or FETCH_RECORDS_DEFAULT,
             limits=DeliveryLimits(
                 codecs=subscribe_start.check_codecs("accept_compressions", request.accept_compressions),
-                response_bytes_max=max_bytes,
+                response_bytes_max=room,
                 batch_records_max=0,
             ),
         )

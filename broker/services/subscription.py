@@ -104,6 +104,7 @@ class Subscription:
         self._heartbeat_due = False
         self._failure: Exception | None = None
         self.half_closed = False
+        self._begun = False
         self._ending = False
 
     # --- what a plain subscription does; groups override ---
@@ -143,6 +144,8 @@ class Subscription:
 
     def topics_changed(self) -> None:
         """Partitions came, or topics went."""
+        if not self._begun:
+            return  # `run` looks again once all places to start are found
         for selector in self.plan.selectors.values():
             topic = self.surroundings.partitions.find_name(selector.topic)
             ids = {topic_id for topic_id, _ in self.cursors}
@@ -291,6 +294,8 @@ class Subscription:
         heartbeat = asyncio.create_task(self._beat())
         try:
             await self.begin()
+            self._begun = True
+            self.topics_changed()
             begun()
             while True:
                 if self._failure is not None:
@@ -383,7 +388,12 @@ class Subscription:
                 cursor.pieces = delivery.pieces(
                     stored, first_offset=cursor.next_offset, end_offset=cursor.limit, limits=self.plan.limits
                 )
-            piece = next(cursor.pieces, None)
+            try:
+                piece = next(cursor.pieces, None)
+            except PostbusError as error:
+                # What was collected before it goes out first.
+                self.fail(error)
+                return size
             if piece is None:
                 # Nothing of it is wanted, or it is used up.
                 cursor.pieces = None
