@@ -567,6 +567,8 @@ func (x *PublishStreamResponse) GetDraining() *Draining {
 }
 
 // The answer to one request of a stream; exactly one of `result` and `failure` is set.
+// Where `failure.retriable` is true or its code is ABORTED: open a new stream and send everything that is not
+// acknowledged again, in order, with the same request ids or sequences.
 type PublishAck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The request's.

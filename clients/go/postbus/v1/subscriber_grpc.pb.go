@@ -32,6 +32,8 @@ const (
 type SubscriberServiceClient interface {
 	// Opens a subscription. Send `start` first, then read `batches` and send their `delivery` back in `acks`.
 	// Half-close to leave: the broker commits what you acknowledged, gives up your partitions and ends with OK.
+	// After UNAVAILABLE or ABORTED open it again, in a group with `start.member_id` from `started`: the same member comes
+	// back at once, where a new one waits until the old one's time to come back (10 s after a broker's crash) is over.
 	Subscribe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubscribeRequest, SubscribeResponse], error)
 	// Reads without a stream; waits up to `max_wait` for records.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*FetchResponse, error)
@@ -88,6 +90,8 @@ func (c *subscriberServiceClient) Acknowledge(ctx context.Context, in *Acknowled
 type SubscriberServiceServer interface {
 	// Opens a subscription. Send `start` first, then read `batches` and send their `delivery` back in `acks`.
 	// Half-close to leave: the broker commits what you acknowledged, gives up your partitions and ends with OK.
+	// After UNAVAILABLE or ABORTED open it again, in a group with `start.member_id` from `started`: the same member comes
+	// back at once, where a new one waits until the old one's time to come back (10 s after a broker's crash) is over.
 	Subscribe(grpc.BidiStreamingServer[SubscribeRequest, SubscribeResponse]) error
 	// Reads without a stream; waits up to `max_wait` for records.
 	Fetch(context.Context, *FetchRequest) (*FetchResponse, error)

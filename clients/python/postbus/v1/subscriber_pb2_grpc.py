@@ -64,6 +64,8 @@ class SubscriberServiceServicer(object):
     def Subscribe(self, request_iterator, context):
         """Opens a subscription. Send `start` first, then read `batches` and send their `delivery` back in `acks`.
         Half-close to leave: the broker commits what you acknowledged, gives up your partitions and ends with OK.
+        After UNAVAILABLE or ABORTED open it again, in a group with `start.member_id` from `started`: the same member comes
+        back at once, where a new one waits until the old one's time to come back (10 s after a broker's crash) is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
