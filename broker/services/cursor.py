@@ -22,6 +22,7 @@ class Cursor:
         "buffer",
         "caught_up",
         "committed_reported",
+        "delayed",
         "fence",
         "filling",
         "generation",
@@ -52,6 +53,7 @@ class Cursor:
         self.fence = fence
         self.tracker = tracker
         self.paused = False
+        self.delayed = False  # a nack's delay runs, whether or not the member pauses or resumes meanwhile
         self.revoking = False  # nothing more is sent; passes on once all is acknowledged
         self.queued = False
         self.filling = False
@@ -77,7 +79,7 @@ class Cursor:
     @property
     def has_more(self) -> bool:
         """Whether there is something to send now."""
-        return not self.paused and not self.revoking and self.next_offset < self.limit
+        return not self.paused and not self.delayed and not self.revoking and self.next_offset < self.limit
 
     @property
     def stopped(self) -> bool:

@@ -442,6 +442,10 @@ class GroupSession(Subscription):
                 tracker.check(nack.delivery.base_offset, nack.delivery.end_offset, fence=nack.delivery.fence)
             except PostbusError as error:
                 raise _at(error, f"{field}.delivery") from error
+            if cursor.revoking:
+                # To seek would take it back from its next owner, who gets what is not acknowledged anyway.
+                self._pass_on([cursor], lost=False)
+                return
             # Whatever is out of this partition comes again, from the first that is not acknowledged: order is kept.
             delay_s = self._nack_delay_s(field, nack, key, tracker.commit_offset)
             await self._move_group(cursor, tracker.commit_offset, delay_s=delay_s)
@@ -506,13 +510,13 @@ class GroupSession(Subscription):
         if moved is None:
             return
         moved.paused = paused
-        if delay_s > 0 and not paused:
-            moved.paused = True
+        if delay_s > 0:
+            moved.delayed = True
             asyncio.get_running_loop().call_later(delay_s, self._go_on, moved)
 
     def _go_on(self, cursor: Cursor) -> None:
         if self.cursors.get(cursor.key) is cursor:
-            cursor.paused = False
+            cursor.delayed = False
             self.queue(cursor)
 
     # --- members that hang ---
