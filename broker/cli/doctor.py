@@ -112,7 +112,7 @@ def _tell(found: "Inspection", accepted: "list[Loss] | None", output: Output) ->
         ("accepted losses", len(found.losses)),
     ]
     if not found.in_use:
-        facts.append(("records", f"{records:,}"))
+        facts.append(("records", "not known" if found.databases[1].problem else f"{records:,}"))
         facts.append(("checksums", _verified_text(found)))
         facts.append(("verdict", _verdict(found)))
     blocks: list[Table | str] = [lines(facts), _databases_table(found)]
@@ -144,7 +144,7 @@ def _verdict(found: "Inspection") -> str:
     if any(database.problem for database in found.databases):
         return "a node does not start on this"
     if found.damage:
-        return f"{len(found.damage):,} ranges of records cannot be read; a node starts, and serves the others"
+        return f"records in {len(found.damage):,} places cannot be read; a node starts, and serves the others"
     return "a node can start on this"
 
 
@@ -210,7 +210,7 @@ def _losses_table(title: str, losses: "list[Loss]") -> Table:
                 each.promised_sequence,
                 each.recovered_sequence,
                 each.set_aside or "nothing",
-                each.reason,
+                each.reason.partition(". ")[0],
             )
             for each in losses
         ],

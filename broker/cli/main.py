@@ -3,6 +3,7 @@
 `serve` goes its own way, because a node that starts within a second cannot pay for a command-line framework.
 """
 
+import gc
 import os
 import sys
 
@@ -16,11 +17,12 @@ def main() -> int:
         from broker.cli.serve import run as serve
 
         return serve(arguments[1:])
+    # Imports make many objects and no garbage: looking for some cost a tenth of a short command.
+    gc.set_threshold(50_000, 20, 100)
     from broker.cli.app import app
 
     try:
-        code = app(args=arguments, prog_name="postbus", standalone_mode=True)
-        sys.stdout.flush()
+        code = app(args=arguments, prog_name="postbus")
     except SystemExit as ending:
         code = ending.code
     except BrokenPipeError:

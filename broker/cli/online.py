@@ -8,7 +8,8 @@ from broker.cli import exits
 if TYPE_CHECKING:
     from postbus import Client
 
-CONNECT_TIMEOUT_SECONDS: Final = 3.0
+# A broker that is just starting is waited for; one that is not there should not take long to be reported.
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
 
 T = TypeVar("T")
 

@@ -86,7 +86,8 @@ def place(text: str) -> "Start":
     moment = _moment(word)
     if moment is not None:
         return moment
-    if _QUANTITY.fullmatch(word):
+    span = _QUANTITY.fullmatch(word)
+    if span is not None and span[2].lower() in _SECONDS and span[2]:
         return timedelta(seconds=seconds(word))
     raise typer.BadParameter(f"{text!r} is no place in a log: give {PLACE_HELP}")
 

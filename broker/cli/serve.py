@@ -207,7 +207,8 @@ def _what_to_do(error: Exception, settings: "Settings") -> str:
     if isinstance(error, StoreLocked):
         return f"{error}; stop that one first, or name another folder with --data-dir"
     if isinstance(error, StoreLoss):
-        return f"{error} ({doctor} --accept-loss)"
+        folder = settings.data_dir
+        return f"{error} (here with --data-dir {folder})" if folder != Path("postbus-data") else str(error)
     if isinstance(error, StoreCorrupt):
         return f"{error}; see what is damaged with: {doctor} --verify"
     return str(error)
