@@ -44,7 +44,7 @@ class Piece:
 def pieces(stored: StoredBatch, *, first_offset: int, end_offset: int, limits: DeliveryLimits) -> Iterator[Piece]:
     """What of a stored batch lies within [first_offset, end_offset), in pieces that the subscriber can take.
 
-    Raises TOO_LARGE for a record that fits no response.
+    Raises TOO_LARGE for a record that fits no response, after the pieces before it.
     """
     begin = max(first_offset, stored.base_offset)
     end = min(end_offset, stored.end_offset)
@@ -81,11 +81,11 @@ def _cut(batch: bytes, *, base_offset: int, begin: int, end: int, room: int, rec
     for offset in range(begin, end):
         record = records[offset - base_offset]
         record_size = len(record) + 6
-        if record_size > room:
-            raise _record_too_large(offset, len(record), room)
         if chosen and (size + record_size > room or len(chosen) >= records_max):
             yield Piece(at, offset, view_pb2.RecordBatchView(records=chosen).SerializeToString())
             chosen, size, at = [], 0, offset
+        if record_size > room:
+            raise _record_too_large(offset, len(record), room)
         chosen.append(record)
         size += record_size
     yield Piece(at, end, view_pb2.RecordBatchView(records=chosen).SerializeToString())

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from postbus.v1 import record_pb2, subscriber_pb2
@@ -15,7 +15,7 @@ from broker.replication.partition import Partition
 from broker.replication.partitions import LedTopic
 from broker.services import delivery, positions, requests, subscribe_start
 from broker.services.adapter import Call, ServerStream
-from broker.services.delivery import Buffer, DeliveryLimits
+from broker.services.delivery import Buffer, DeliveryLimits, Piece
 from broker.services.group_session import GroupSession, Memberships, assignment_lost, check_delivery
 from broker.services.publisher import draining_error
 from broker.services.subscribe_start import RESPONSE_BYTES_DEFAULT, RESPONSE_BYTES_MIN
@@ -141,8 +141,9 @@ class SubscriberService:
                 continue
             for stored in await _read(partition, at, end, room):
                 # A record limit cuts the range, so that batches are sliced to it.
-                stop = min(end, stored.base_offset + plan.records_max - records, stored.end_offset)
-                for piece in delivery.pieces(stored, first_offset=at, end_offset=max(stop, at + 1), limits=limits):
+                stop = min(end, max(stored.base_offset, at) + plan.records_max - records, stored.end_offset)
+                cut = delivery.pieces(stored, first_offset=at, end_offset=stop, limits=limits)
+                while (piece := _next_piece(cut, after_others=bool(chunks))) is not None:
                     parts, length = delivery.encode(piece, partition=partition, stored=stored, fence=0)
                     if chunks and size + length > limits.response_bytes_max:
                         return chunks
@@ -154,7 +155,7 @@ class SubscriberService:
                     self._surroundings.delivered(
                         partition.topic, piece.end_offset - piece.base_offset, len(piece.batch)
                     )
-                if records >= plan.records_max or size >= limits.response_bytes_max:
+                if at < stop or records >= plan.records_max or size >= limits.response_bytes_max:
                     return chunks
         return chunks
 
@@ -321,6 +322,16 @@ class _Changed:
     def stop(self) -> None:
         for partition in self._partitions:
             partition.remove_listener(self._event.set)
+
+
+def _next_piece(cut: Iterator[Piece], *, after_others: bool) -> Piece | None:
+    """None: no more. A record that fits no answer is an error of its own, once what comes before it was answered."""
+    try:
+        return next(cut, None)
+    except PostbusError:
+        if after_others:
+            return None
+        raise
 
 
 async def _read(partition: Partition, offset: int, end_offset: int, max_bytes: int) -> list[StoredBatch]:

@@ -1,0 +1,152 @@
+"""What subscribers get: hand-joined bytes as Protobuf would write them, and exactly the records that were asked for."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from postbus.v1 import error_pb2, record_pb2, subscriber_pb2
+from strategies import any_codec, batches_of, parsed, plain, stored
+
+from broker.errors import PostbusError
+from broker.services import delivery
+from broker.services.delivery import ENVELOPE_BYTES_MAX, DeliveryLimits, Piece
+from broker.storage.batch import StoredBatch
+
+
+@dataclass
+class FakePartition:
+    """What `encode` looks at."""
+
+    topic: str = "orders"
+    number: int = 0
+    high_watermark: int = 0
+
+
+def batch_at(base_offset: int, chosen: list[record_pb2.Record], codec: int = 0) -> StoredBatch:
+    return StoredBatch(base_offset, len(chosen), 1_700_000_000_123_456, 3, codec, stored(chosen, codec))
+
+
+def limits(*, codecs: frozenset[int] = frozenset(), room: int = 1 << 20, records: int = 0) -> DeliveryLimits:
+    return DeliveryLimits(codecs=codecs, response_bytes_max=room + ENVELOPE_BYTES_MAX, batch_records_max=records)
+
+
+def records_in(piece: Piece) -> list[record_pb2.Record]:
+    """Of a piece, compressed or not."""
+    message = record_pb2.RecordBatch.FromString(bytes(piece.batch))
+    if not message.compression:
+        return list(message.records)
+    from broker.services import batches
+
+    return parsed(batches.uncompressed(bytes(piece.batch)))
+
+
+@settings(max_examples=300)
+@given(
+    batches_of(),
+    any_codec,
+    st.booleans(),
+    st.integers(0, 1000),
+    st.integers(-3, 15),
+    st.integers(-3, 15),
+    st.integers(140, 600),
+    st.integers(0, 5),
+)
+def test_pieces_cover_exactly_what_was_asked_for(  # noqa: PLR0917 - drawn
+    chosen: list[record_pb2.Record],
+    codec: int,
+    reads_codec: bool,
+    base: int,
+    first: int,
+    end: int,
+    room: int,
+    records_max: int,
+) -> None:
+    """For any cut, codec and limit: each wanted record once, in order, none besides, each piece within its limits."""
+    batch = batch_at(base, chosen, codec)
+    taken = limits(codecs=frozenset({codec} if reads_codec else ()), room=room, records=records_max)
+    found = list(delivery.pieces(batch, first_offset=base + first, end_offset=base + end, limits=taken))
+    begin, stop = max(first, 0), min(end, len(chosen))
+    at = base + begin
+    got: list[record_pb2.Record] = []
+    for piece in found:
+        assert piece.base_offset == at < piece.end_offset
+        inside = records_in(piece)
+        assert len(inside) == piece.end_offset - piece.base_offset
+        assert not records_max or len(inside) <= records_max
+        assert len(piece.batch) <= room
+        if record_pb2.RecordBatch.FromString(bytes(piece.batch)).compression:
+            assert reads_codec
+        got += inside
+        at = piece.end_offset
+    assert got == chosen[begin:stop] if begin < stop else not got
+
+
+@given(batches_of(), any_codec)
+def test_a_whole_batch_goes_out_verbatim(chosen: list[record_pb2.Record], codec: int) -> None:
+    """The very object that was stored, if the subscriber can read it and it fits."""
+    batch = batch_at(5, chosen, codec)
+    (piece,) = delivery.pieces(
+        batch, first_offset=0, end_offset=100, limits=limits(codecs=frozenset({codec}), records=len(chosen))
+    )
+    assert piece.batch is batch.batch
+
+
+def test_a_record_that_fits_no_response_is_named() -> None:
+    """Offset and size; those before it came."""
+    batch = batch_at(10, [record_pb2.Record(value=b"small"), record_pb2.Record(value=bytes(500))])
+    found = delivery.pieces(batch, first_offset=10, end_offset=12, limits=limits(room=200))
+    with pytest.raises(PostbusError, match="offset 11 has 50") as raised:
+        list(found)
+    assert raised.value.reason == error_pb2.ERROR_REASON_TOO_LARGE
+
+
+def test_records_before_one_that_fits_nowhere_are_delivered() -> None:
+    """The subscriber gets as far as it can before it is told."""
+    batch = batch_at(10, [record_pb2.Record(value=b"small"), record_pb2.Record(value=bytes(500))])
+    found = delivery.pieces(batch, first_offset=10, end_offset=12, limits=limits(room=200))
+    first = next(found)
+    assert (first.base_offset, first.end_offset) == (10, 11)
+    with pytest.raises(PostbusError):
+        next(found)
+
+
+@given(
+    batches_of(most=3),
+    st.text(alphabet="abc.", min_size=1, max_size=249),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 2**62),
+    st.integers(0, 2**62),
+    st.integers(0, 2**62),
+)
+def test_hand_joined_bytes_are_protobufs_own(  # noqa: PLR0917 - drawn
+    chosen: list[record_pb2.Record], topic: str, number: int, base: int, fence: int, high_watermark: int
+) -> None:
+    """Byte for byte what the public message gives, in both responses; the length is right; the envelope is bounded."""
+    partition = FakePartition(topic, number, high_watermark)
+    batch = batch_at(base, chosen)
+    piece = Piece(base, base + len(chosen), batch.batch)
+    parts, length = delivery.encode(piece, partition=partition, stored=batch, fence=fence)  # type: ignore[arg-type]
+    joined = b"".join(parts)
+    expected = subscriber_pb2.DeliveredBatch(leader_epoch=3, high_watermark=high_watermark)
+    expected.delivery.topic = topic
+    expected.delivery.partition = number
+    expected.delivery.base_offset = base
+    expected.delivery.end_offset = base + len(chosen)
+    expected.delivery.fence = fence
+    expected.batch.ParseFromString(plain(chosen))
+    expected.append_time.FromMicroseconds(1_700_000_000_123_456)
+    assert len(joined) == length <= len(piece.batch) + ENVELOPE_BYTES_MAX
+    for response in (subscriber_pb2.SubscribeResponse, subscriber_pb2.FetchResponse):
+        assert response.FromString(joined * 2) == response(batches=[expected, expected])
+        assert len(joined) == response(batches=[expected]).ByteSize()
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varint_is_protobufs(value: int) -> None:
+    """Of any size."""
+    assert record_pb2.RecordBatch.FromString(b"\x20" + delivery.varint(value & 0xFFFFFFFF)).record_count == (
+        value & 0xFFFFFFFF
+    )
+    credit = subscriber_pb2.Credit.FromString(b"\x08" + delivery.varint(value))
+    assert credit.records == value
