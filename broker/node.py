@@ -191,6 +191,7 @@ class Node:
                 member_resume_ms=_ms(settings.member_resume_seconds),
                 member_resume_after_restart_ms=_ms(settings.member_resume_after_node_loss_seconds),
                 static_member_timeout_ms=_ms(settings.static_member_timeout_seconds),
+                session_timeout_ms=_ms(settings.session_timeout_seconds),
                 processing_timeout_ms_max=_ms(settings.processing_timeout_seconds_max),
                 offset_retention_us=_us(settings.offset_retention_seconds),
                 group_members_max=settings.group_members_max,
@@ -255,7 +256,7 @@ class Node:
             partitions=self._partitions,
             node_id=settings.node_id,
             heartbeat_wait_s=settings.heartbeat_interval_seconds,
-            session_timeout_s=CoordinatorSettings().session_timeout_ms / 1000,
+            session_timeout_s=settings.session_timeout_seconds,
             processing_timeout_s=settings.processing_timeout_seconds,
         )
 
@@ -464,6 +465,8 @@ def storage_settings(settings: Settings) -> StorageSettings:
         disk_reserve_bytes=settings.disk_free_min_bytes // 4,
         disk_check_interval_ms=_ms(settings.disk_check_interval_seconds),
         request_ids_max=settings.request_ids_max,
+        producers_max=settings.producers_max,
+        producer_expiry_ms=_ms(settings.producer_expiry_seconds),
         maintenance=MaintenanceSettings(interval_ms=_ms(settings.retention_interval_seconds)),
     )
 

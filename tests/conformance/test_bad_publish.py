@@ -471,3 +471,14 @@ async def test_a_full_table_of_request_ids_says_when_to_come_back_and_blocks_wha
     (await bus.refused("PublisherService/Publish", publish(0, "d"))).expect("QUOTA_EXCEEDED")
     assert (await bus.call("PublisherService/Publish", publish(0, "a"))).ranges[0].duplicate
     assert not (await bus.call("PublisherService/Publish", publish(0))).ranges[0].duplicate
+
+
+async def test_producers_beyond_the_node_s_bound_are_forgotten_oldest_first(start_bus: Any) -> None:
+    """The setting holds; who was forgotten is told to take a new epoch."""
+    bus = await start_bus(producers_max="1")
+    topic = await bus.topic()
+    first, second = [(await bus.call("PublisherService/InitProducer")).id for _ in range(2)]
+    for producer_id in (first, second):
+        await bus.call("PublisherService/Publish", sequenced(topic, producer_id, 0, 0))
+    (await bus.refused("PublisherService/Publish", sequenced(topic, first, 0, 1))).expect("PRODUCER_UNKNOWN")
+    assert (await bus.call("PublisherService/Publish", sequenced(topic, second, 0, 1))).ranges

@@ -300,12 +300,12 @@ async def test_records_deleted_under_a_group_are_passed_over(bus: Any, tools: An
 
 async def test_a_smart_client_coordinates_by_heartbeat_and_commits(start_bus: Any, tools: Any) -> None:
     """Joins, shares with a second one, hands over, commits under its fences, leaves."""
-    bus = await start_bus(heartbeat_interval_seconds="0.2")
+    bus = await start_bus(heartbeat_interval_seconds="0.2", session_timeout_seconds="7")
     topic = await numbers(bus, 5, partitions=2)
     group = bus.name("group")
     beat = "GroupService/Heartbeat"
     one = await bus.call(beat, group=group, topics=[topic], client_id="one")
-    assert one.member_epoch >= 1 and one.session_timeout.ToMilliseconds() > 0
+    assert one.member_epoch >= 1 and one.session_timeout.ToMilliseconds() == 7000
     assert [assigned.position.partition for assigned in one.target] == [0, 1]
     fences = {assigned.position.partition: assigned.fence for assigned in one.target}
     owned = [record_pb2.TopicPartition(topic=topic, partition=partition) for partition in (0, 1)]

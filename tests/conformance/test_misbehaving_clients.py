@@ -132,7 +132,8 @@ async def test_a_publisher_that_never_reads_its_answers_is_ended_with_a_reason(s
             await asyncio.sleep(0.01)
     try:
         while True:
-            assert await stream.read() is not None
+            message = await stream.read()
+            assert message is not None and message.ByteSize() < 2**20
     except grpc.RpcError as error:
         # When a write fails first, Python's client says INTERNAL of its own accord, whatever the status was.
         if "Internal error from Core" not in (error.details() or ""):
