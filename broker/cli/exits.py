@@ -22,8 +22,8 @@ HELP: Final = (
 
 
 def say(line: str) -> None:
-    """One line for people, beside the output."""
-    print(line, file=sys.stderr, flush=True)
+    """One line for people, beside the output; over the line that shows progress, if there is one."""
+    print(("\r\x1b[K" if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:

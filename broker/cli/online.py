@@ -1,5 +1,6 @@
 """Talking to a broker from a command: one client on one event loop, errors as one line."""
 
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -31,6 +32,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     import uvloop
     from postbus import PostbusError
 
+    # What the SDK logs is for programs; commands say themselves what matters of it.
+    logging.getLogger("postbus").addHandler(logging.NullHandler())
     try:
         return uvloop.run(work)
     except PostbusError as error:

@@ -257,9 +257,9 @@ class _Teller(logging.Handler):
         logging.getLogger("postbus.publisher").setLevel(logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
-        text, waits, _ = record.getMessage().partition("; again in")
-        if waits:
-            self._tell(" ".join(text.split()))
+        causes = [each for each in record.args or () if isinstance(each, PostbusError)]
+        if causes:
+            self._tell(" ".join(causes[0].message.split()))
 
 
 def _acknowledged(delivery: BulkDelivery) -> int:

@@ -217,7 +217,8 @@ class _Teller:
     def _tell_away(self, why: str) -> None:
         self._soon = None
         self._away = True
-        exits.say(f"postbus: {' '.join(why.split())}; waiting for the broker")
+        # Without the reason's name and the advice to a program.
+        exits.say(f"postbus: {' '.join(why.split()).partition(' [')[0]}; waiting for the broker")
 
 
 def _places(event: Event) -> str:
