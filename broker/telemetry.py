@@ -8,8 +8,11 @@ owns that state; only the rendering of what they gave happens in a thread, so th
 import asyncio
 import logging
 import sys
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
 from typing import Any, Final, TextIO
 
 import structlog
@@ -23,8 +26,9 @@ from prometheus_client import (
     disable_created_metrics,
     exposition,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from broker.clock import Clock, SystemClock
 
@@ -128,25 +132,43 @@ ControllerSource = Callable[[], ControllerSample]
 
 
 class TopicMetrics:
-    """Counters of one topic. Keep it where the topic is; look-ups by label cost more than the counting."""
+    """Counts of one topic, as plain numbers: the library's counters cost more than all else about a small record."""
 
     __slots__ = ("bytes_delivered", "bytes_published", "records_delivered", "records_published")
 
-    def __init__(self, metrics: "Metrics", topic: str) -> None:
-        self.records_published = metrics.records_published.labels(topic)
-        self.bytes_published = metrics.bytes_published.labels(topic)
-        self.records_delivered = metrics.records_delivered.labels(topic)
-        self.bytes_delivered = metrics.bytes_delivered.labels(topic)
+    def __init__(self) -> None:
+        self.records_published = self.bytes_published = 0
+        self.records_delivered = self.bytes_delivered = 0
 
     def published(self, records: int, size_bytes: int) -> None:
         """A batch was appended."""
-        self.records_published.inc(records)
-        self.bytes_published.inc(size_bytes)
+        self.records_published += records
+        self.bytes_published += size_bytes
 
     def delivered(self, records: int, size_bytes: int) -> None:
         """A batch was handed to a subscriber's stream."""
-        self.records_delivered.inc(records)
-        self.bytes_delivered.inc(size_bytes)
+        self.records_delivered += records
+        self.bytes_delivered += size_bytes
+
+
+class _Durations:
+    """A histogram as plain numbers: one for each (rpc, code)."""
+
+    __slots__ = ("counts", "total_seconds")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_REQUEST_SECONDS) + 1)
+        self.total_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(_REQUEST_SECONDS, seconds)] += 1
+        self.total_seconds += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as the exposition wants them."""
+        sums = list(accumulate(self.counts))
+        edges = (*_REQUEST_SECONDS, inf)
+        return [(floatToGoString(edge), count) for edge, count in zip(edges, sums, strict=True)]  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -157,7 +179,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self.registry = CollectorRegistry(auto_describe=False)
         self._topics: dict[str, TopicMetrics] = {}
-        self._requests: dict[tuple[str, str], Histogram] = {}
+        self._requests: dict[tuple[str, str], _Durations] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"postbus_{name}", text, labels, registry=self.registry)
@@ -165,18 +187,7 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"postbus_{name}", text, labels, registry=self.registry)
 
-        self.records_published = counter("records_published", "Records appended.", "topic")
-        self.bytes_published = counter("bytes_published", "Bytes of the batches appended, as sent.", "topic")
-        self.records_delivered = counter("records_delivered", "Records sent to subscribers.", "topic")
-        self.bytes_delivered = counter("bytes_delivered", "Bytes of the batches sent to subscribers.", "topic")
         self.publishes_refused = counter("publishes_refused", "Publish requests that failed, by reason.", "reason")
-        self._request_seconds = Histogram(
-            "postbus_request_duration_seconds",
-            "Time from a unary call, or a request on a publish stream, to its answer.",
-            ("rpc", "code"),
-            buckets=_REQUEST_SECONDS,
-            registry=self.registry,
-        )
         self.fsync_seconds = Histogram(
             "postbus_fsync_duration_seconds",
             "Time of one fsync of the write-ahead log, by database (data, meta).",
@@ -200,27 +211,25 @@ class Metrics:
         gauge("build_info", "Always 1; the version is in the label.", "version").labels(version).set(1)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._live = _LiveState(per_partition=per_partition)
+        self._live = _LiveState(self._topics, self._requests, per_partition=per_partition)
 
     def topic(self, name: str) -> TopicMetrics:
         """The counters of a topic that exists. Never call it with a name that a client made up."""
         found = self._topics.get(name)
         if found is None:
-            found = self._topics[name] = TopicMetrics(self, name)
+            found = self._topics[name] = TopicMetrics()
         return found
 
     def forget_topic(self, name: str) -> None:
         """The topic went: so do its series."""
-        if self._topics.pop(name, None) is not None:
-            for metric in (self.records_published, self.bytes_published, self.records_delivered, self.bytes_delivered):
-                metric.remove(name)
+        self._topics.pop(name, None)
 
     def request(self, rpc: str, code: str, duration_seconds: float) -> None:
         """A call, or a request on a stream, was answered. `rpc` is "PublisherService/Publish", `code` "OK"."""
-        child = self._requests.get((rpc, code))
-        if child is None:
-            child = self._requests[rpc, code] = self._request_seconds.labels(rpc, code)
-        child.observe(duration_seconds)
+        durations = self._requests.get((rpc, code))
+        if durations is None:
+            durations = self._requests[rpc, code] = _Durations()
+        durations.observe(duration_seconds)
 
     def set_sources(
         self,
@@ -246,14 +255,46 @@ class Metrics:
 class _LiveState:
     """State that others own, as metrics."""
 
-    def __init__(self, *, per_partition: bool) -> None:
+    def __init__(
+        self, topics: dict[str, TopicMetrics], requests: dict[tuple[str, str], _Durations], *, per_partition: bool
+    ) -> None:
+        self._topics = topics
+        self._requests = requests
         self._per_partition = per_partition
         self.partitions: PartitionSource = tuple
         self.groups: GroupSource = tuple
         self.controller: ControllerSource | None = None
 
     def sample(self) -> list[Metric]:
-        return [*self._of_partitions(), *self._of_groups(), *self._of_controller()]
+        return [
+            *self._of_topics(),
+            *self._of_requests(),
+            *self._of_partitions(),
+            *self._of_groups(),
+            *self._of_controller(),
+        ]
+
+    def _of_topics(self) -> Iterator[Metric]:
+        for name, text in (
+            ("records_published", "Records appended."),
+            ("bytes_published", "Bytes of the batches appended, as sent."),
+            ("records_delivered", "Records sent to subscribers."),
+            ("bytes_delivered", "Bytes of the batches sent to subscribers."),
+        ):
+            family = CounterMetricFamily(f"postbus_{name}", text, labels=("topic",))
+            for topic, counts in self._topics.items():
+                family.add_metric((topic,), getattr(counts, name))
+            yield family
+
+    def _of_requests(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(
+            "postbus_request_duration_seconds",
+            "Time from a unary call, or a request on a publish stream, to its answer.",
+            labels=("rpc", "code"),
+        )
+        for labels, durations in self._requests.items():
+            family.add_metric(labels, buckets=durations.buckets(), sum_value=durations.total_seconds)
+        yield family
 
     def _of_partitions(self) -> Iterator[Metric]:
         if not self._per_partition:
