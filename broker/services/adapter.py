@@ -114,9 +114,11 @@ class Adapter:
         try:
             return await run()
         except (PostbusError, StorageError) as raised:
+            # This frame holds it, and its traceback this frame and the request: a cycle.
+            raised.__traceback__ = None
             error = raised if isinstance(raised, PostbusError) else from_storage(raised)
             code = error.code.name
-            await context.abort(error.code, error.message, error.trailers())
+            await _abort(context, error.code, error.message, error.trailers())
         except (asyncio.CancelledError, grpc.aio.InternalError):
             # The client is gone: nobody is left to answer.
             code = "CANCELLED"
@@ -126,7 +128,8 @@ class Adapter:
         except Exception:
             code = "INTERNAL"
             log.exception("rpc_failure", rpc=rpc, peer=context.peer())
-            await context.abort(
+            await _abort(
+                context,
                 grpc.StatusCode.INTERNAL,
                 "a fault in the broker; nothing more is known to the client, the broker's log has the details",
             )
@@ -184,8 +187,8 @@ class ServerStream:
 
     async def abort(self, error: PostbusError) -> None:
         """Ends the call from outside its owner, which may be stuck in a write; the owner is left to be cancelled."""
-        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError):
-            await self._context.abort(error.code, error.message, error.trailers())
+        with contextlib.suppress(grpc.aio.InternalError, grpc.aio.UsageError):
+            await _abort(self._context, error.code, error.message, error.trailers())
 
     async def end_unread(self, owner: "asyncio.Task[Any]", error: PostbusError) -> None:
         """Ends a call whose client does not read and whose owner is stuck in a write.
@@ -209,6 +212,18 @@ class ServerStream:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
+
+
+async def _abort(context: Context, code: grpc.StatusCode, message: str, trailers: tuple[Any, ...] = ()) -> None:
+    """Ends the call; grpc raises its AbortError again once the handler has returned.
+
+    grpc keeps that exception with the call, which the exception's traceback holds too: a cycle, in which megabytes of
+    each refused publish would wait for the collector. Stripped, it holds nothing of the request.
+    """
+    try:
+        await context.abort(code, message, trailers)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = aborted.__context__ = None
 
 
 def from_storage(error: StorageError) -> PostbusError:

@@ -342,6 +342,8 @@ class _PublishStream:
     def _fail_request(self, pending: _Pending, error: PostbusError) -> None:
         if pending.failure is not None:
             return
+        # Its traceback holds the request and the frame that holds `pending`: a cycle, until the collector comes.
+        error.__traceback__ = None
         pending.failure = error
         if pending.topic and (error.kind.retriable or error.kind.outcome_unknown):
             if pending.placed is None:
