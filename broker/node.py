@@ -22,7 +22,7 @@ from broker import __version__
 from broker.clock import Clock, SystemClock
 from broker.config import Settings
 from broker.controller import metadata_log
-from broker.controller.decisions import CreateCluster, CreateTopic, Rules
+from broker.controller.decisions import AdoptLogs, CreateCluster, CreateTopic, Rules
 from broker.controller.metadata_log import MetadataLog
 from broker.controller.producer_ids import ProducerIds
 from broker.controller.state import ClusterState, difference
@@ -156,6 +156,7 @@ class Node:
         now_us = self._clock.wall_us()
         if not self._metadata_log.state.cluster_id:
             await self._metadata_log.execute(CreateCluster(cluster_id=secrets.token_hex(11), now_us=now_us))
+        await self._adopt_logs(now_us)
         if GROUPS_TOPIC not in self._metadata_log.state.topics:
             for_ever = topic_pb2.TopicConfig()
             for_ever.retention_time.seconds = 0
@@ -168,6 +169,19 @@ class Node:
                     config=for_ever,
                     internal=True,
                 )
+            )
+
+    async def _adopt_logs(self, now_us: int) -> None:
+        """Logs whose numbers were never handed out are what is left after the metadata was lost: they stay."""
+        unknown = [log_id for log_id in self._store.log_ids() if log_id >= self._metadata_log.state.next_log_id]
+        if unknown:
+            topic_ids = {log_id: secrets.token_hex(16) for log_id in unknown}
+            await self._metadata_log.execute(AdoptLogs(topic_ids=topic_ids, now_us=now_us))
+            log.warning(
+                "logs_adopted",
+                count=len(unknown),
+                why="the metadata that named their topics was lost",
+                action="each is a topic recovered-<number> now; read what you need, then delete it",
             )
 
     def _delete_orphans(self) -> None:

@@ -94,12 +94,25 @@ class ReserveProducerIds:
     count: int
 
 
-Command = CreateCluster | CreateTopic | UpdateTopic | AddPartitions | DeleteTopic | ReserveProducerIds
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptLogs:
+    """Logs that exist, but that this metadata log never handed out: its own records were lost.
+
+    Each becomes a topic of one partition, kept for ever, so that no record goes and no id is used twice.
+    """
+
+    topic_ids: Mapping[int, str]  # by log id; random
+    now_us: int
+
+
+Command = AdoptLogs | CreateCluster | CreateTopic | UpdateTopic | AddPartitions | DeleteTopic | ReserveProducerIds
 
 
 def decide(state: ClusterState, command: Command, *, rules: Rules) -> list[MetadataRecord]:
     """The records that carry out `command`; none if it is so already. Raises PostbusError."""
     match command:
+        case AdoptLogs():
+            return _adopt_logs(state, command)
         case CreateCluster():
             return _create_cluster(state, command)
         case CreateTopic():
@@ -121,6 +134,30 @@ def _create_cluster(state: ClusterState, command: CreateCluster) -> list[Metadat
         return []
     created = ClusterCreated(cluster_id=command.cluster_id, create_time_us=command.now_us)
     return [MetadataRecord(cluster_created=created)]
+
+
+def _adopt_logs(state: ClusterState, command: AdoptLogs) -> list[MetadataRecord]:
+    assert all(log_id >= state.next_log_id for log_id in command.topic_ids)
+    for_ever = TopicConfig()
+    for_ever.retention_time.seconds = 0
+    # The logs remember producers whose ids this metadata log never handed out: begin far above any of them.
+    spent = ProducerIdsReserved(end_id=max(state.next_producer_id, command.now_us // 1000))
+    return [
+        MetadataRecord(producer_ids_reserved=spent),
+        *(
+            MetadataRecord(
+                topic_created=TopicCreated(
+                    name=f"recovered-{log_id}",
+                    topic_id=topic_id,
+                    log_ids=[log_id],
+                    replication_factor=1,
+                    config=for_ever.SerializeToString(deterministic=True),
+                    create_time_us=command.now_us,
+                )
+            )
+            for log_id, topic_id in sorted(command.topic_ids.items())
+        ),
+    ]
 
 
 def _create_topic(state: ClusterState, command: CreateTopic, rules: Rules) -> list[MetadataRecord]:
