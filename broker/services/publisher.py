@@ -13,8 +13,9 @@ from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.replication.partition import Published
 from broker.services import publishing, requests
-from broker.services.adapter import Call, ServerStream, timed_out
+from broker.services.adapter import Call, ServerStream, from_storage, timed_out
 from broker.services.publishing import Prepared, Publishing
+from broker.storage.errors import StorageError
 from broker.stubs import view_pb2
 
 SWEEP_INTERVAL_S: Final = 1.0
@@ -274,6 +275,12 @@ class _PublishStream:
             await self._place(view, pending)
         except PostbusError as error:
             self._fail_request(pending, error)
+        except StorageError as error:
+            self._fail_request(pending, from_storage(error))
+        except Exception:
+            # A fault: the stream ends with it, and must not wait for an answer that nobody gives.
+            self._pending.remove(pending)
+            raise
         if pending.complete:
             self._wake.set()
 
