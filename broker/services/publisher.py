@@ -14,6 +14,7 @@ from broker.errors import PostbusError, Reason
 from broker.replication.partition import Published
 from broker.services import publishing, requests
 from broker.services.adapter import Call, ServerStream, from_storage, timed_out
+from broker.services.delivery import varint
 from broker.services.publishing import Prepared, Publishing
 from broker.storage.errors import StorageError
 from broker.stubs import view_pb2
@@ -184,17 +185,20 @@ class _Pending:
     def complete(self) -> bool:
         return self.failure is not None or (self.placed is not None and self.unsafe == 0)
 
-    def ack(self) -> publisher_pb2.PublishAck:
+    def encode_ack(self) -> bytes:
+        """The answer, as one element of `acks`: field 1 of PublishStreamResponse."""
         ack = publisher_pb2.PublishAck(correlation_id=self.correlation_id)
         if self.failure is None:
             assert self.placed is not None
-            named = [] if self.acks == publisher_pb2.ACKS_NONE else self.placed
-            ack.result.CopyFrom(publishing.response(named))
+            ack.result.SetInParent()
+            if self.acks != publisher_pb2.ACKS_NONE:
+                publishing.fill(ack.result, self.placed)
         else:
             ack.failure.CopyFrom(self.failure.failure())
             if self.safe:
-                ack.partial.CopyFrom(publishing.response(self.safe))
-        return ack
+                publishing.fill(ack.partial, self.safe)
+        encoded = ack.SerializeToString()
+        return b"\x0a" + varint(len(encoded)) + encoded
 
 
 class _PublishStream:
@@ -243,7 +247,7 @@ class _PublishStream:
             sweeper.cancel()
 
     def _answer(self) -> bytes:
-        acks: list[publisher_pb2.PublishAck] = []
+        acks: list[bytes] = []
         size = 0
         now = self._service.clock.monotonic()
         while (
@@ -253,11 +257,12 @@ class _PublishStream:
             self._pending_bytes -= answered.size_bytes
             code = "OK" if answered.failure is None else answered.failure.code.name
             self._service.answered(code, now - answered.received)
-            acks.append(answered.ack())
-            size += acks[-1].ByteSize()
+            ack = answered.encode_ack()
+            acks.append(ack)
+            size += len(ack)
         if self._has_room():
             self._room.set()
-        return publisher_pb2.PublishStreamResponse(acks=acks).SerializeToString()
+        return b"".join(acks)
 
     def _has_room(self) -> bool:
         settings = self._service.settings
