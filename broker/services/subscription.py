@@ -326,6 +326,7 @@ class Subscription:
                 self._wake.clear()
         finally:
             heartbeat.cancel()
+            self._waiting_fills.clear()  # or each read that ends now would begin another
             for task in self._fills:
                 task.cancel()
             for cursor in list(self.cursors.values()):

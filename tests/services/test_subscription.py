@@ -1,0 +1,70 @@
+"""One Subscribe stream: it reads ahead within a bound, and nothing of it stays when it ends."""
+
+import asyncio
+from typing import Any
+
+from live_node import OpenNode
+from postbus.v1 import subscriber_pb2
+
+PARTITIONS = 8
+
+
+async def test_no_read_begins_after_the_stream_has_ended(open_node: OpenNode) -> None:
+    """Many cold partitions wait for their turn to be read: when the client goes, none of them has it any more."""
+    bus = await open_node(tail_bytes_max=0)
+    await bus.create("t", PARTITIONS)
+    for partition in range(PARTITIONS):
+        await bus.publish("t", b"cold", partition=partition)
+    reads: list[int] = []
+    two_began, go_on = asyncio.Event(), asyncio.Event()
+    for partition in bus.node._partitions.topic("t").partitions:
+        read = partition.log.read
+
+        async def held(*arguments: Any, number: int = partition.number, read: Any = read, **named: Any) -> Any:
+            reads.append(number)
+            if len(reads) == 2:
+                two_began.set()
+            await go_on.wait()
+            return await read(*arguments, **named)
+
+        partition.log.read = held  # type: ignore[method-assign]
+    call = bus.subscriber.Subscribe()
+    start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
+    await call.write(subscriber_pb2.SubscribeRequest(start=start))
+    async with asyncio.timeout(30):
+        await two_began.wait()
+        (subscription,) = bus.node._subscriber._subscriptions
+        ended = asyncio.Event()
+        leave = subscription.leave
+
+        async def left() -> None:
+            await leave()
+            ended.set()
+
+        subscription.leave = left  # type: ignore[method-assign]
+        call.cancel()
+        await ended.wait()
+    go_on.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(reads) == 2
+    assert not any(partition._listeners for partition in bus.node._partitions.topic("t").partitions)
+
+
+async def test_every_cold_partition_has_its_turn(open_node: OpenNode) -> None:
+    """More partitions than reads at once: all are read, each record once."""
+    bus = await open_node(tail_bytes_max=0)
+    await bus.create("t", PARTITIONS)
+    sent = set()
+    for number in range(3 * PARTITIONS):
+        value = b"%d" % number
+        sent.add(value)
+        await bus.publish("t", value, partition=number % PARTITIONS)
+    selector = subscriber_pb2.TopicSelector(topic="t")
+    selector.stop_at.edge = subscriber_pb2.LOG_EDGE_LATEST
+    call = bus.subscriber.Subscribe()
+    await call.write(subscriber_pb2.SubscribeRequest(start=subscriber_pb2.SubscribeStart(topics=[selector])))
+    got: list[bytes] = []
+    async for response in call:
+        got += [record.value for batch in response.batches for record in batch.batch.records]
+    assert len(got) == len(sent) and set(got) == sent
