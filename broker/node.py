@@ -460,6 +460,8 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.http2.lookahead_bytes", 1024 * 1024),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_ping_seconds)),
         ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout_seconds)),
+        # The ping's own deadline, a minute by default, is what finds a host that is stopped rather than gone.
+        ("grpc.http2.ping_timeout_ms", _ms(settings.keepalive_timeout_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.keepalive_client_ping_seconds_min)),

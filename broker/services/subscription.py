@@ -183,8 +183,9 @@ class Subscription:
     async def leave(self) -> None:
         """However it ended."""
 
-    async def before_batches(self) -> None:
-        """Batches were collected and are about to be written."""
+    async def before_batches(self) -> bool:
+        """Batches were collected and are about to be written; False: they must not be."""
+        return True
 
     def account(self, cursor: Cursor, piece: delivery.Piece, records: int, size_bytes: int) -> None:
         """A piece is about to go out."""
@@ -314,8 +315,8 @@ class Subscription:
                     continue
                 chunks = self._collect()
                 if chunks:
-                    await self.before_batches()
-                    await self.stream.write(b"".join(chunks))
+                    if await self.before_batches():
+                        await self.stream.write(b"".join(chunks))
                     continue
                 if self._heartbeat_due:
                     self._heartbeat_due = False
@@ -420,7 +421,7 @@ class Subscription:
         if not cursor.caught_up and not cursor.paused and cursor.next_offset >= cursor.partition.high_watermark:
             cursor.caught_up = True
             self.events.caught_up.append(position_of(cursor, cursor.next_offset))
-            self._has_events = True
+            self.note_event()
 
     def _head(self, cursor: Cursor) -> StoredBatch | None:
         if cursor.next_offset < cursor.partition.log.log_start_offset:
