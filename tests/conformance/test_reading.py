@@ -257,6 +257,13 @@ async def test_idle_streams_beat_and_tell_when_they_have_caught_up(bus: Any) -> 
     assert not (await stream.until(lambda message: message.HasField("heartbeat"))).heartbeat.progress
 
 
+async def test_caught_up_is_told_at_once_where_there_is_nothing_to_read(bus: Any) -> None:
+    """Not with the next heartbeat, which is minutes away."""
+    topic = await bus.topic()
+    stream = await bus.subscribe(topic, heartbeat_interval=Duration(seconds=300))
+    await stream.until(lambda message: message.caught_up)
+
+
 async def test_draining_is_told_on_both_kinds_of_stream_before_they_end(start_bus: Any, tools: Any) -> None:
     """What is published meanwhile is still answered; streams that stay end with UNAVAILABLE; the rest is refused."""
     bus = await start_bus(drain_grace_seconds="1.5")
