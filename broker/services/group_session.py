@@ -114,7 +114,6 @@ class GroupSession(Subscription):
         self._member_epoch = 0
         self.membership = Membership()
         self._joined = False
-        self._gone = False
         self._changed = False
         self._commits: dict[PartitionKey, CommitEntry] = {}
         self._committed: dict[PartitionKey, tuple[int, int]] = {}
@@ -187,11 +186,10 @@ class GroupSession(Subscription):
         if self._joined:
             self._coordinator.unwatch(self.plan.group, self.member_id, self._on_change)
             self._memberships.leave(self)
-            if not self._gone:
-                self._coordinator.disconnected(self.plan.group, self.member_id, self._member_epoch)
+            # Whatever was said before: where the coordinator still has the member, nobody else would end it.
+            self._coordinator.disconnected(self.plan.group, self.member_id, self._member_epoch)
 
     async def _leave_group(self) -> None:
-        self._gone = True
         await self._coordinator.heartbeat(
             HeartbeatCall(
                 group=self.plan.group,
@@ -374,12 +372,16 @@ class GroupSession(Subscription):
         self._commits[key] = CommitEntry(key[0], key[1], tracker.commit_offset, tracker.fence)
         self._attention.set()
 
-    async def _commit_pending(self) -> None:
+    async def _commit_pending(self) -> bool:
+        """Whether all of it counted."""
+        all_counted = True
         while self._commits:
             entries, self._commits = list(self._commits.values()), {}
             outcomes = await self._coordinator.commit(self.plan.group, self.member_id, entries)
             for entry, outcome in zip(entries, outcomes, strict=True):
                 self._report_commit(entry, outcome)
+                all_counted = all_counted and outcome is None
+        return all_counted
 
     def _report_commit(self, entry: CommitEntry, outcome: PostbusError | None) -> None:
         topic = self.surroundings.partitions.find(entry.topic_id)
@@ -399,16 +401,20 @@ class GroupSession(Subscription):
 
     async def acknowledge_now(self, ack: subscriber_pb2.Delivery, field: str) -> int:
         """For the unary call: the committed offset, once it is durable."""
+        # The last one of a partition that is being given up ends its tracker.
+        tracker = self.membership.trackers.get(self._key_of(field, ack))
         key = self.acknowledge(field, ack)
-        tracker = self.membership.trackers.get(key)
-        offset = ack.base_offset if tracker is None else tracker.commit_offset
-        await self._commit_pending()
-        return offset
+        assert tracker is not None
+        # In its own words, although the stream may be about to commit the same: its outcome is this call's answer.
+        entry = CommitEntry(key[0], key[1], tracker.commit_offset, tracker.fence)
+        outcome = (await self._coordinator.commit(self.plan.group, self.member_id, [entry]))[0]
+        if outcome is not None:
+            raise outcome
+        return entry.offset
 
-    async def before_batches(self) -> None:
-        """At most once: what is about to be sent is committed first."""
-        if self.plan.acks_on_send:
-            await self._commit_pending()
+    async def before_batches(self) -> bool:
+        """At most once: what is about to be sent is committed first, and what was refused belongs to somebody else."""
+        return not self.plan.acks_on_send or await self._commit_pending()
 
     def account(self, cursor: Cursor, piece: delivery.Piece, records: int, size_bytes: int) -> None:
         """Counts what goes out."""
@@ -446,8 +452,10 @@ class GroupSession(Subscription):
                 # To seek would take it back from its next owner, who gets what is not acknowledged anyway.
                 self._pass_on([cursor], lost=False)
                 return
-            # Whatever is out of this partition comes again, from the first that is not acknowledged: order is kept.
             delay_s = self._nack_delay_s(field, nack, key, tracker.commit_offset)
+            # What is acknowledged by now counts before the place is chosen: it must not go back behind that.
+            await self._commit_pending()
+            # Whatever is out of this partition comes again, from the first that is not acknowledged: order is kept.
             await self._move_group(cursor, tracker.commit_offset, delay_s=delay_s)
         except PostbusError as error:
             if error.reason != Reason.ERROR_REASON_ASSIGNMENT_LOST:
@@ -472,6 +480,7 @@ class GroupSession(Subscription):
                 raise assignment_lost(target)
             wanted = await positions.resolve_start(cursor.partition, seek.to, self.surroundings.clock)
             offset = positions.within_range(cursor.partition, wanted, self.plan.out_of_range)
+            await self._commit_pending()
             await self._move_group(cursor, offset)
         except PostbusError as error:
             if error.reason != Reason.ERROR_REASON_ASSIGNMENT_LOST:
@@ -499,17 +508,21 @@ class GroupSession(Subscription):
         return self.cursors.get(key)
 
     async def _move_group(self, cursor: Cursor, offset: int, *, delay_s: float = 0.0) -> None:
-        """Moves the committed offset; what was sent before is stale from now on."""
-        await self._commit_pending()
+        """Moves the committed offset; what was sent before is stale from now on. Nothing is to be committed."""
         cursor.paused, paused = True, cursor.paused
         key = cursor.key
         assigned = await self._coordinator.seek(self.plan.group, self.member_id, key[0], key[1], offset, cursor.fence)
-        if self.cursors.get(key) is not cursor:
-            return  # it went, or was moved, while the coordinator wrote
-        moved = self._take(assigned, cursor)
-        if moved is None:
+        # Meanwhile a heartbeat may have told of the new fence first, asked for the partition, or taken it.
+        moved = self.cursors.get(key)
+        if moved is cursor:
+            if cursor.revoking:
+                self._pass_on([cursor], lost=False)  # its next owner begins at the new place
+                return
+            moved = self._take(assigned, cursor)
+        if moved is None or moved.fence != assigned.fence:
             return
         moved.paused = paused
+        self.queue(moved)
         if delay_s > 0:
             moved.delayed = True
             asyncio.get_running_loop().call_later(delay_s, self._go_on, moved)
@@ -538,9 +551,13 @@ class GroupSession(Subscription):
             # Those being given up go to their next owner; if it should have kept any, the member is out.
             expelled = not all(cursor.revoking for cursor in late)
             fences = {cursor.key: cursor.fence for cursor in late}
-            await self._coordinator.processing_timed_out(self.plan.group, self.member_id, self._member_epoch, fences)
+            try:
+                await self._coordinator.processing_timed_out(
+                    self.plan.group, self.member_id, self._member_epoch, fences
+                )
+            except PostbusError:
+                continue  # the groups log takes nothing now; the member is as late the next time
             if expelled:
-                self._gone = True
                 await self._expelled(timeout_s)
                 return
 
