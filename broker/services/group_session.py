@@ -176,6 +176,8 @@ class GroupSession(Subscription):
         """A half-close: commits what was acknowledged, then leaves; a static member keeps its place unless it says."""
         await self._commit_pending()
         if self.plan.instance_id and not self._static_leave:
+            # A commit may be under way already; an empty one is durable after it.
+            await self._coordinator.commit(self.plan.group, self.member_id, [])
             return
         await self._leave_group()
 

@@ -1,0 +1,108 @@
+"""What outlives a member's stream, and how much of what it was sent may be out."""
+
+import asyncio
+from typing import Any
+
+import grpc
+from live_node import OpenNode
+from postbus.v1 import group_pb2, subscriber_pb2
+
+from broker.groups.ack_tracker import AckTracker
+from broker.services.group_session import LEFT_MEMBERS_MAX, Membership, Memberships, WindowLimit
+
+
+class FakeSession:
+    """What Memberships looks at."""
+
+    def __init__(self, member_id: str, memberships: Memberships) -> None:
+        self.plan = type("FakePlan", (), {"group": "g"})()
+        self.member_id = member_id
+        self.membership = Membership()
+        self.membership = memberships.arrive(self)  # type: ignore[arg-type]
+
+
+def test_members_that_left_are_remembered_within_a_bound() -> None:
+    """For late acknowledgements; the oldest are forgotten first, one that came back is live."""
+    memberships = Memberships()
+    for number in range(LEFT_MEMBERS_MAX + 5):
+        session = FakeSession(f"m{number}", memberships)
+        memberships.leave(session)  # type: ignore[arg-type]
+    assert len(memberships) == 0
+    assert memberships.find("g", "m4") is None
+    assert isinstance(memberships.find("g", "m5"), Membership)
+    back = FakeSession("m5", memberships)
+    assert memberships.find("g", "m5") is back  # type: ignore[comparison-overlap]
+    assert len(memberships) == 1
+
+
+def test_the_end_of_a_replaced_stream_does_not_end_its_successor() -> None:
+    """A member resumed before its old stream was noticed to be gone."""
+    memberships = Memberships()
+    old = FakeSession("m", memberships)
+    old.membership.trackers["topic", 0] = tracker = AckTracker(start_offset=0, fence=7)
+    tracker.sent(0, 10, record_count=10, size_bytes=100, now=0.0)
+    new = FakeSession("m", memberships)
+    memberships.leave(old)  # type: ignore[arg-type]
+    assert memberships.find("g", "m") is new  # type: ignore[comparison-overlap]
+    assert new.membership.earlier_ends == {("topic", 0): (7, 10)}
+
+
+def test_the_window_counts_all_partitions_and_opens_with_acknowledgements() -> None:
+    """By records and by bytes; overdrawn by one batch at most."""
+    trackers = {("t", number): AckTracker(start_offset=0, fence=1) for number in range(2)}
+    plan: Any = type("FakePlan", (), {"window_records": 10, "window_bytes": 1000})()
+    window = WindowLimit(plan, trackers)
+    trackers["t", 0].sent(0, 5, record_count=5, size_bytes=10, now=0.0)
+    assert window.open()
+    trackers["t", 1].sent(0, 5, record_count=5, size_bytes=10, now=0.0)
+    assert not window.open()
+    trackers["t", 0].acknowledge(0, 1, fence=1, now=0.0)
+    assert window.open()
+    trackers["t", 0].sent(5, 6, record_count=1, size_bytes=2000, now=0.0)
+    assert not window.open()
+    trackers["t", 0].acknowledge(0, 6, fence=1, now=0.0)
+    assert window.open()
+
+
+async def test_a_static_member_that_half_closes_is_told_ok_when_its_commit_is_durable(open_node: OpenNode) -> None:
+    """It keeps its partitions, so that nothing else waits for a commit that is under way."""
+    bus = await open_node()
+    await bus.create("t")
+    await bus.publish("t", b"1")
+    call = bus.subscriber.Subscribe()
+    start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")], group="g", instance_id="i")
+    await call.write(subscriber_pb2.SubscribeRequest(start=start))
+    while not (response := await call.read()).batches:
+        pass
+    coordinator = bus.node._coordinator
+    commit, began, go_on, finished = coordinator.commit, asyncio.Event(), asyncio.Event(), []
+
+    async def slow(*arguments: Any) -> Any:
+        outcomes = await commit(*arguments)
+        began.set()
+        await go_on.wait()
+        finished.append(outcomes)
+        return outcomes
+
+    coordinator.commit = slow  # type: ignore[method-assign]
+    await call.write(subscriber_pb2.SubscribeRequest(acks=[response.batches[0].delivery]))
+    async with asyncio.timeout(30):
+        await began.wait()
+        await call.done_writing()
+        (subscription,) = bus.node._subscriber._subscriptions
+        finish = subscription.finish
+        finishing = asyncio.Event()
+
+        async def watched() -> None:
+            finishing.set()
+            await finish()
+            assert finished, "it goes on while the commit is under way"
+
+        subscription.finish = watched  # type: ignore[method-assign]
+        await finishing.wait()
+        go_on.set()
+        while await call.read() is not grpc.aio.EOF:
+            pass
+        assert await call.code() is grpc.StatusCode.OK
+    answer = await bus.groups.GetCommittedOffsets(group_pb2.GetCommittedOffsetsRequest(group="g"))
+    assert answer.offsets[0].offset == 1
