@@ -23,6 +23,7 @@ from broker.groups.journal import CallLater, Journal, Timer
 from broker.groups.membership import Stayed
 from broker.groups.offsets import decide_expiry, decide_topic_deleted, topic_ids_of
 from broker.groups.records import Member, PartitionKey, Record
+from broker.storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class GroupDriver:
                 try:
                     start = subscriber_pb2.StartPosition.FromString(position)
                     starts[key, position] = await self.topics.resolve(key[0], key[1], start)
-                except PostbusError as error:
+                except (PostbusError, StorageError) as error:  # a topic that goes, a damaged log
                     failed = True
                     logger.warning("group %s: start of partition %s/%d unknown: %s", group.name, *key, error)
         finally:

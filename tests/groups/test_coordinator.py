@@ -1,12 +1,14 @@
 """The coordinator on a log in memory: membership, hand-off, offsets, restarts."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from postbus.v1 import group_pb2, subscriber_pb2
 
 from broker.errors import PostbusError
 from broker.groups.calls import CommitEntry, HeartbeatCall
+from broker.storage.errors import LogCorrupt
 
 LATEST = subscriber_pb2.StartPosition(edge=subscriber_pb2.LOG_EDGE_LATEST)
 
@@ -433,6 +435,24 @@ async def test_a_start_that_can_not_be_found_is_tried_again(bench) -> None:
     await bench.timers.advance(1.5)
     assert heard
     assert len((await bench.beat(first)).target) == 4
+
+
+async def test_a_damaged_partition_keeps_no_other_from_its_start(bench, monkeypatch) -> None:
+    """Its look-up in the log fails, again and again; the others are assigned, and it is once it can be read."""
+    resolve, damaged = bench.topics.resolve, True
+
+    async def resolve_what_is_well(topic_id: str, partition: int, start: Any) -> int:
+        if damaged and partition == 1:
+            raise LogCorrupt(1, 0, "says the test")
+        return await resolve(topic_id, partition, start)
+
+    monkeypatch.setattr(bench.topics, "resolve", resolve_what_is_well)
+    first = await bench.join()
+    await turns()
+    assert {assigned.partition for assigned in (await bench.beat(first)).target} == {0, 2, 3}
+    damaged = False
+    await bench.timers.advance(1.5)
+    assert len((await bench.beat(first, 0, 2, 3)).target) == 4
 
 
 async def test_wrong_commits_are_told_one_by_one(bench) -> None:
