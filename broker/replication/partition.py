@@ -125,7 +125,9 @@ class Partition:
 
     def when_safe(self, end_offset: int, acks: int, done: Done) -> None:
         """Calls `done` once the log up to `end_offset` is as safe as `acks` asks; at once if it is."""
-        if acks == ACKS_NONE or end_offset <= self.high_watermark:
+        if self.deleted:
+            done(self._gone())  # its log tells of no progress any more
+        elif acks == ACKS_NONE or end_offset <= self.high_watermark:
             done(None)
         elif self.acks_when_written:
             if end_offset <= self.log.written_end_offset:
@@ -151,11 +153,7 @@ class Partition:
         """The topic went: whoever waits is told."""
         self.deleted = True
         self.log.on_progress = None
-        gone = PostbusError(
-            Reason.ERROR_REASON_TOPIC_NOT_FOUND,
-            f"topic {self.topic!r} was deleted meanwhile",
-            resource=("topic", self.topic),
-        )
+        gone = self._gone()
         for waiters in (self._durable_waiters, self._written_waiters):
             while waiters:
                 waiters.popleft()[1](gone)
@@ -169,6 +167,13 @@ class Partition:
             self._wake()
         if self._written_waiters:
             _release(self._written_waiters, self.log.written_end_offset)
+
+    def _gone(self) -> PostbusError:
+        return PostbusError(
+            Reason.ERROR_REASON_TOPIC_NOT_FOUND,
+            f"topic {self.topic!r} was deleted meanwhile",
+            resource=("topic", self.topic),
+        )
 
     def _wake(self) -> None:
         for wake in tuple(self._listeners):

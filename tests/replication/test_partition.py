@@ -190,6 +190,16 @@ def test_deletion_tells_every_waiter_and_listener(log: FakeLog) -> None:
     assert refused.value.reason == error_pb2.ERROR_REASON_TOPIC_NOT_FOUND
 
 
+def test_whoever_asks_after_the_deletion_is_told_at_once(log: FakeLog) -> None:
+    """A retry that waited for room meanwhile finds its first try in the log, which makes no progress any more."""
+    partition, told = partition_of(log), Told()
+    end_offset = append(partition)
+    partition.delete()
+    partition.when_safe(end_offset, ALL, told.waiter("late"))
+    assert told.names == ["late"]
+    assert [error and error.reason for error in told.errors] == [error_pb2.ERROR_REASON_TOPIC_NOT_FOUND]
+
+
 def test_listeners_hear_of_the_high_watermark_alone(log: FakeLog) -> None:
     """Not of writes that are not durable; one that is removed while others are told hurts nobody."""
     partition = partition_of(log)
