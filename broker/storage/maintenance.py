@@ -169,6 +169,7 @@ class Maintenance:
             await asyncio.sleep(interval_s)
             try:
                 await work()
-            except (StorageError, OSError) as error:
+            except Exception as error:
+                # Whatever it is: a loop that ended here would let the disk fill up, and nobody would be told.
                 if not self._stopping.is_set():
                     self._on_error(error)

@@ -1,11 +1,12 @@
 """Disk space that records no longer need comes back."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
 from broker.clock import ManualClock
-from broker.storage.log import NewBatch
-from broker.storage.maintenance import MaintenanceSettings
+from broker.storage.log import NewBatch, PartitionLog
+from broker.storage.maintenance import Maintenance, MaintenanceSettings
 from broker.storage.store import LogStore
 
 OpenStore = Callable[..., Awaitable[LogStore]]
@@ -75,3 +76,34 @@ async def test_small_batches_come_back_too(open_store: OpenStore) -> None:
     tables = sum(file.stat().st_size for file in (store.path / "data").glob("*.sst"))
     # The index entries stay for the deduplication window.
     assert tables < 3 * MIB
+
+
+async def test_a_round_that_fails_is_told_and_is_not_the_last(clock: ManualClock) -> None:
+    """Whatever it failed of: without the loop the disk would fill up unseen."""
+    failed: list[Exception] = []
+    went_on = asyncio.Event()
+
+    def logs() -> list[PartitionLog]:
+        if not failed:
+            raise ZeroDivisionError("a bug")
+        went_on.set()
+        return []
+
+    maintenance = Maintenance(
+        engine=None,  # type: ignore[arg-type]
+        clock=clock,
+        logs=logs,
+        barrier=lambda: asyncio.sleep(0),
+        check_disk=lambda: None,
+        disk_check_interval_ms=1_000_000,
+        producer_expiry_ms=1,
+        settings=MaintenanceSettings(interval_ms=1, reclaim_interval_ms=1_000_000),
+        on_error=failed.append,
+    )
+    maintenance.start()
+    try:
+        async with asyncio.timeout(10):
+            await went_on.wait()
+    finally:
+        await maintenance.stop()
+    assert [type(error) for error in failed] == [ZeroDivisionError]
