@@ -20,6 +20,11 @@ from broker.stubs import view_pb2
 # Delivery, times and lengths around a batch; topic names have 249 bytes at most.
 ENVELOPE_BYTES_MAX: Final = 400
 
+# Each costs some 10 µs of the loop: with batches of one record, bytes alone would allow a second of them.
+BATCHES_PER_RESPONSE_MAX: Final = 2000
+# As `encode` makes them.
+CHUNKS_PER_BATCH: Final = 4
+
 Buffer = bytes | memoryview
 
 

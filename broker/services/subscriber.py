@@ -19,7 +19,7 @@ from broker.services.delivery import Buffer, DeliveryLimits, Piece
 from broker.services.group_session import GroupSession, Memberships, assignment_lost, check_delivery
 from broker.services.publisher import draining_error
 from broker.services.subscribe_start import RESPONSE_BYTES_DEFAULT, RESPONSE_BYTES_MIN
-from broker.services.subscription import Subscription, Surroundings, log_corrupt
+from broker.services.subscription import CHUNKS_PER_RESPONSE_MAX, Subscription, Surroundings, log_corrupt
 from broker.storage.batch import StoredBatch
 from broker.storage.errors import LogCorrupt, OffsetOutOfRange
 
@@ -155,6 +155,8 @@ class SubscriberService:
                     self._surroundings.delivered(
                         partition.topic, piece.end_offset - piece.base_offset, len(piece.batch)
                     )
+                    if len(chunks) >= CHUNKS_PER_RESPONSE_MAX:
+                        return chunks
                 if at < stop or records >= plan.records_max or size >= limits.response_bytes_max:
                     return chunks
         return chunks

@@ -32,6 +32,7 @@ RESPONSE_BYTES_TARGET: Final = 1024 * 1024
 RESPONSES_MAX: Final = 100
 # Rejections and skipped ranges in one frame, each below a kilobyte, so that none comes near a client's limit.
 EVENTS_PER_FRAME_MAX: Final = 1000
+CHUNKS_PER_RESPONSE_MAX: Final = delivery.BATCHES_PER_RESPONSE_MAX * delivery.CHUNKS_PER_BATCH
 # Before another partition has its turn.
 TURN_BYTES: Final = 512 * 1024
 
@@ -369,7 +370,7 @@ class Subscription:
         size = 0
         limit = min(self.plan.limits.response_bytes_max, RESPONSE_BYTES_TARGET)
         while self._ready and size < limit and not self._responses:
-            if not self.flow.open():
+            if len(chunks) >= CHUNKS_PER_RESPONSE_MAX or not self.flow.open():
                 break
             cursor = self._ready.popleft()
             cursor.queued = False
@@ -380,7 +381,7 @@ class Subscription:
         turn_end = min(limit, size + TURN_BYTES)
         hard_limit = self.plan.limits.response_bytes_max
         while cursor.has_more:
-            if size >= turn_end or not self.flow.open():
+            if size >= turn_end or len(chunks) >= CHUNKS_PER_RESPONSE_MAX or not self.flow.open():
                 self.queue(cursor)
                 return size
             stored = self._head(cursor)

@@ -4,7 +4,10 @@ import asyncio
 from typing import Any
 
 from live_node import OpenNode
-from postbus.v1 import subscriber_pb2
+from postbus.v1 import record_pb2, subscriber_pb2
+
+from broker.services.delivery import BATCHES_PER_RESPONSE_MAX
+from broker.storage.batch import NewBatch
 
 PARTITIONS = 8
 
@@ -68,3 +71,34 @@ async def test_every_cold_partition_has_its_turn(open_node: OpenNode) -> None:
     async for response in call:
         got += [record.value for batch in response.batches for record in batch.batch.records]
     assert len(got) == len(sent) and set(got) == sent
+
+
+async def test_batches_of_one_record_hold_up_nobody(open_node: OpenNode) -> None:
+    """Each costs the loop time whatever its size: an answer holds so many at most, and the next goes on there."""
+    bus = await open_node()
+    await bus.create("t")
+    (partition,) = bus.node._partitions.topic("t").partitions
+    count = 2 * BATCHES_PER_RESPONSE_MAX + 10
+    for number in range(count):
+        batch = record_pb2.RecordBatch(records=[record_pb2.Record(value=b"%d" % number)]).SerializeToString()
+        partition.append(NewBatch(batch=batch, record_count=1))
+    await partition.log.barrier()
+    start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
+    streamed: list[bytes] = []
+    fetched: list[bytes] = []
+    async with asyncio.timeout(30):
+        call = bus.subscriber.Subscribe()
+        await call.write(subscriber_pb2.SubscribeRequest(start=start))
+        while len(streamed) < count:
+            response = await call.read()
+            assert len(response.batches) <= BATCHES_PER_RESPONSE_MAX
+            streamed.extend(batch.batch.records[0].value for batch in response.batches)
+        call.cancel()
+        request = subscriber_pb2.FetchRequest(topic="t", max_records=count, max_bytes=16 << 20)
+        while len(fetched) < count:
+            answer = await bus.subscriber.Fetch(request)
+            assert 0 < len(answer.batches) <= BATCHES_PER_RESPONSE_MAX
+            fetched.extend(batch.batch.records[0].value for batch in answer.batches)
+            del request.positions[:]
+            request.positions.extend(answer.next)
+    assert streamed == fetched == [b"%d" % number for number in range(count)]
