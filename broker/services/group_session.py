@@ -83,16 +83,22 @@ class WindowLimit:
         self._records_max = plan.window_records
         self._bytes_max = plan.window_bytes
         self._trackers = trackers
+        # What is left at least: acknowledgements only add to it. To ask a thousand trackers for each batch would
+        # hold up the loop, so they are asked again only once this is used up.
+        self._records_left = 0
+        self._bytes_left = 0
 
     def open(self) -> bool:
-        records = size_bytes = 0
-        for tracker in self._trackers.values():
-            records += tracker.outstanding_records
-            size_bytes += tracker.outstanding_bytes
-        return records < self._records_max and size_bytes < self._bytes_max
+        if self._records_left <= 0 or self._bytes_left <= 0:
+            trackers = self._trackers.values()
+            self._records_left = self._records_max - sum(tracker.outstanding_records for tracker in trackers)
+            self._bytes_left = self._bytes_max - sum(tracker.outstanding_bytes for tracker in trackers)
+        return self._records_left > 0 and self._bytes_left > 0
 
     def spend(self, records: int, size_bytes: int) -> None:
-        """The trackers count."""
+        """For what the trackers count as sent."""
+        self._records_left -= records
+        self._bytes_left -= size_bytes
 
 
 class GroupSession(Subscription):

@@ -52,16 +52,38 @@ def test_the_window_counts_all_partitions_and_opens_with_acknowledgements() -> N
     trackers = {("t", number): AckTracker(start_offset=0, fence=1) for number in range(2)}
     plan: Any = type("FakePlan", (), {"window_records": 10, "window_bytes": 1000})()
     window = WindowLimit(plan, trackers)
-    trackers["t", 0].sent(0, 5, record_count=5, size_bytes=10, now=0.0)
+
+    def send(partition: int, base: int, end: int, size_bytes: int) -> None:
+        trackers["t", partition].sent(base, end, record_count=end - base, size_bytes=size_bytes, now=0.0)
+        window.spend(end - base, size_bytes)
+
+    send(0, 0, 5, 10)
     assert window.open()
-    trackers["t", 1].sent(0, 5, record_count=5, size_bytes=10, now=0.0)
+    send(1, 0, 5, 10)
     assert not window.open()
     trackers["t", 0].acknowledge(0, 1, fence=1, now=0.0)
     assert window.open()
-    trackers["t", 0].sent(5, 6, record_count=1, size_bytes=2000, now=0.0)
+    send(0, 5, 6, 2000)
     assert not window.open()
     trackers["t", 0].acknowledge(0, 6, fence=1, now=0.0)
     assert window.open()
+
+
+def test_the_window_asks_its_trackers_seldom() -> None:
+    """A member may have a thousand partitions, and a response thousands of batches."""
+    asked: list[int] = []
+
+    class Counted(dict[Any, Any]):
+        def values(self) -> Any:
+            asked.append(1)
+            return super().values()
+
+    plan: Any = type("FakePlan", (), {"window_records": 5000, "window_bytes": 1 << 22})()
+    window = WindowLimit(plan, Counted({("t", 0): AckTracker(start_offset=0, fence=1)}))
+    for _ in range(2000):
+        assert window.open()
+        window.spend(1, 100)
+    assert len(asked) == 1
 
 
 async def test_a_static_member_that_half_closes_is_told_ok_when_its_commit_is_durable(open_node: OpenNode) -> None:
