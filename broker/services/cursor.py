@@ -94,6 +94,16 @@ class Cursor:
         self.pieces = None
         self.caught_up = False
 
+    def forget_ahead(self) -> None:
+        """Lets go of what was read ahead; the place stays."""
+        self.buffer.clear()
+        self.pieces = None
+
+    @property
+    def used_up(self) -> bool:
+        """Whether nothing of what was read ahead is left to be sent."""
+        return not self.buffer or self.buffer[-1].end_offset <= self.next_offset
+
     def head(self) -> StoredBatch | None:
         """The batch that holds `next_offset` or is the first after it; None: it has to be read from disk."""
         while self.buffer and self.buffer[0].end_offset <= self.next_offset:

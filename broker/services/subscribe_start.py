@@ -34,6 +34,8 @@ class SubscriberSettings:
     fetch_wait_max_s: float = 60.0
     read_ahead_bytes: int = 1024 * 1024
     reads_at_once_max: int = 2
+    # Partitions that have read ahead from disk at once; times `read_ahead_bytes`, this is a stream's memory.
+    partitions_ahead_max: int = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class Subscription:
         self._ready: deque[Cursor] = deque()
         self._fills: set[asyncio.Task[None]] = set()
         self._waiting_fills: deque[Cursor] = deque()
+        self._ahead: set[Cursor] = set()  # whose buffers came from disk and are not used up
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -265,6 +266,8 @@ class Subscription:
         cursor.move(cursor.next_offset)
         cursor.revoking = True  # it may be in a queue still
         self.cursors.pop(cursor.key, None)
+        self._ahead.discard(cursor)
+        self._start_fills()
 
     def move_cursor(self, cursor: Cursor, offset: int) -> None:
         """Goes on from elsewhere."""
@@ -375,6 +378,11 @@ class Subscription:
             cursor = self._ready.popleft()
             cursor.queued = False
             size = self._take_turn(cursor, chunks, size, limit)
+            if cursor in self._ahead and not cursor.has_more:
+                # Paused, given up or caught up: others need its place.
+                cursor.forget_ahead()
+                self._ahead.discard(cursor)
+        self._start_fills()
         return chunks
 
     def _take_turn(self, cursor: Cursor, chunks: list[Buffer], size: int, limit: int) -> int:
@@ -429,6 +437,8 @@ class Subscription:
             self._pass_over_gone(cursor)
             if not cursor.has_more:
                 return None
+        if cursor in self._ahead and cursor.used_up:
+            self._ahead.discard(cursor)
         try:
             stored = cursor.head()
         except OffsetOutOfRange:
@@ -458,11 +468,17 @@ class Subscription:
     def _fill(self, cursor: Cursor) -> None:
         """Reads on from disk; the cursor is queued again when that is done."""
         cursor.filling = True
-        if len(self._fills) >= self.surroundings.settings.reads_at_once_max:
-            self._waiting_fills.append(cursor)
-            return
-        task = asyncio.create_task(self._read(cursor))
-        self._fills.add(task)
+        self._waiting_fills.append(cursor)
+        self._start_fills()
+
+    def _start_fills(self) -> None:
+        settings = self.surroundings.settings
+        while (
+            self._waiting_fills
+            and len(self._fills) < settings.reads_at_once_max
+            and len(self._fills) + len(self._ahead) < settings.partitions_ahead_max
+        ):
+            self._fills.add(asyncio.create_task(self._read(self._waiting_fills.popleft())))
 
     async def _read(self, cursor: Cursor) -> None:
         generation = cursor.generation
@@ -472,8 +488,9 @@ class Subscription:
                 end_offset=cursor.partition.high_watermark,
                 max_bytes=self.surroundings.settings.read_ahead_bytes,
             )
-            if generation == cursor.generation:
+            if stored and generation == cursor.generation:
                 cursor.buffer.extend(stored)
+                self._ahead.add(cursor)
         except OffsetOutOfRange:
             pass  # retention was faster: `_head` tells the subscriber
         except LogCorrupt as error:
@@ -486,8 +503,7 @@ class Subscription:
             self._fills.discard(task)
             cursor.filling = False
             self.queue(cursor)
-            if self._waiting_fills:
-                self._fill(self._waiting_fills.popleft())
+            self._start_fills()
 
     # --- heartbeats and endings ---
 

@@ -7,6 +7,7 @@ from live_node import OpenNode
 from postbus.v1 import record_pb2, subscriber_pb2
 
 from broker.services.delivery import BATCHES_PER_RESPONSE_MAX
+from broker.services.subscribe_start import SubscriberSettings
 from broker.storage.batch import NewBatch
 
 PARTITIONS = 8
@@ -102,3 +103,48 @@ async def test_batches_of_one_record_hold_up_nobody(open_node: OpenNode) -> None
             del request.positions[:]
             request.positions.extend(answer.next)
     assert streamed == fetched == [b"%d" % number for number in range(count)]
+
+
+async def test_what_is_read_ahead_is_bounded_for_all_partitions_together(open_node: OpenNode) -> None:
+    """A client with many partitions far behind does not read: a stream's memory does not grow with their number.
+
+    Partitions that are paused with something read ahead keep nothing from the others.
+    """
+    bus = await open_node(tail_bytes_max=0)
+    ahead_max = SubscriberSettings().partitions_ahead_max
+    count = 3 * ahead_max
+    await bus.create("t", count)
+    partitions = bus.node._partitions.topic("t").partitions
+    # More than the client's window and what gRPC buffers, with a few partitions alone.
+    batch = record_pb2.RecordBatch(records=[record_pb2.Record(value=bytes(500_000))]).SerializeToString()
+    for partition in partitions:
+        for _ in range(4):
+            partition.append(NewBatch(batch=batch, record_count=1))
+        await partition.log.barrier()
+    call = bus.subscriber.Subscribe()
+    start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
+    await call.write(subscriber_pb2.SubscribeRequest(start=start))
+    async with asyncio.timeout(60):
+        assert (await call.read()).HasField("started")
+        (subscription,) = bus.node._subscriber._subscriptions
+        # Nothing tells that there is nothing more to do.
+        while subscription.stream.writing_since is None or subscription._fills or not subscription._ahead:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert subscription._waiting_fills
+        ahead = [cursor for cursor in subscription.cursors.values() if cursor.buffer]
+        assert 0 < len(ahead) <= ahead_max
+        paused = {cursor.partition.number for cursor in ahead}
+        places = [record_pb2.TopicPartition(topic="t", partition=number) for number in paused]
+        await call.write(subscriber_pb2.SubscribeRequest(pause=places, command_id=1))
+        got: dict[int, list[int]] = {number: [] for number in range(count)}
+
+        async def read_all(numbers: set[int]) -> None:
+            while any(len(got[number]) < 4 for number in numbers):
+                for batch in (await call.read()).batches:
+                    got[batch.delivery.partition].append(batch.delivery.base_offset)
+
+        await read_all(set(got) - paused)
+        await call.write(subscriber_pb2.SubscribeRequest(resume=places))
+        await read_all(set(got))
+        assert set(map(tuple, got.values())) == {(0, 1, 2, 3)}
+    call.cancel()
