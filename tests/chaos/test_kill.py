@@ -26,6 +26,8 @@ KILLS_MIN = 6
 # Everybody has got everything so long after the last kill; otherwise the checker says what is missing.
 SETTLE_S = 20.0
 READ_ALL_S = 30.0
+# Besides the seconds that were asked for, a run is done within this; otherwise it says who waits for what.
+STALL_S = 90.0
 GROUP = "readers"
 
 TOPICS = {"split": 4, "pipelined": 3, "sequenced": 2, "compared": 1, "replicated": 2}
@@ -50,11 +52,15 @@ async def test_nothing_acknowledged_is_lost_by_kills(broker: BrokerProcess, caps
     """Unary, pipelined, sequenced and compared publishers, a group of three, readers: none sees anything wrong."""
     run = _Run(broker, SEED)
     again = f"again: make chaos POSTBUS_CHAOS_SEED={SEED} POSTBUS_CHAOS_SECONDS={SECONDS:g}"
+    looking = asyncio.get_running_loop().call_later(SECONDS + STALL_S, run.look_around)
     try:
-        await run.all()
+        async with asyncio.timeout(SECONDS + STALL_S + 1):
+            await run.all()
     except Exception as error:
-        error.add_note(f"{run.summary()}\n{again}")
+        error.add_note(f"{run.summary()}\n{again}\n{run.seen_around}\n{broker.log()}")
         raise
+    finally:
+        looking.cancel()
     with capsys.disabled():
         if SECONDS:
             print(f"\nchaos: seed {SEED}: {run.summary()}")
@@ -74,6 +80,7 @@ class _Run:
         self.random = random.Random(seed)
         self.kills = 0
         self.settled = False
+        self.seen_around = ""
         self.restarts_s: list[float] = []
         self._moments = [1, 20, 100, 200, 300, 600]  # acknowledgements between two kills
         self.random.shuffle(self._moments)
@@ -106,9 +113,9 @@ class _Run:
             await self.bus.until_done(self.bus.topics.CreateTopic, request)
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            publishing = [tasks.create_task(publisher.run(stop)) for publisher in self.publishers]
-            memberships = [tasks.create_task(member.run()) for member in self.members]
-            reading = [tasks.create_task(reader.run()) for reader in self.readers]
+            publishing = [tasks.create_task(one.run(stop), name=one.name) for one in self.publishers]
+            memberships = [tasks.create_task(member.run(), name=member.name) for member in self.members]
+            reading = [tasks.create_task(reader.run(), name=reader.name) for reader in self.readers]
             await self.recorder.until(lambda: all(member.assigned for member in self.members))
             await self._kill_again_and_again()
             stop.set()
@@ -182,6 +189,19 @@ class _Run:
             and recorder.acknowledged <= recorder.seen_by_readers
             and recorder.seen_by_readers <= recorder.seen_by_groups
         )
+
+    def look_around(self) -> None:
+        """Notes where everybody is: something waits for what does not come."""
+        lines = []
+        for task in asyncio.all_tasks():
+            places = [f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" for frame in task.get_stack()]
+            coroutine = task.get_coro()
+            while (coroutine := getattr(coroutine, "cr_await", None)) is not None:
+                if (frame := getattr(coroutine, "cr_frame", None)) is not None:
+                    places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+            lines.append(f"{task.get_name()}: {' > '.join(places)}")
+        lines += [f"{member.name}: {member.assigned}" for member in self.members]
+        self.seen_around = "\n".join(lines)
 
     def summary(self) -> str:
         """For people."""
