@@ -9,7 +9,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from postbus.v1 import record_pb2, subscriber_pb2
 
@@ -176,7 +176,9 @@ class GroupSession(Subscription):
         self.events.started.CopyFrom(started)
         self.emit()
         self._apply(reply)
-        self._tasks = [asyncio.create_task(self._coordinate()), asyncio.create_task(self._watch_processing())]
+        owner = asyncio.current_task()
+        assert owner is not None
+        self._tasks = [asyncio.create_task(self._coordinate()), asyncio.create_task(self._watch_processing(owner))]
 
     async def finish(self) -> None:
         """A half-close: commits what was acknowledged, then leaves; a static member keeps its place unless it says."""
@@ -542,7 +544,7 @@ class GroupSession(Subscription):
 
     # --- members that hang ---
 
-    async def _watch_processing(self) -> None:
+    async def _watch_processing(self, owner: asyncio.Task[Any]) -> None:
         timeout_s = self.plan.processing_timeout_s
         while True:
             await asyncio.sleep(min(timeout_s / 4, 5.0))
@@ -566,10 +568,10 @@ class GroupSession(Subscription):
             except PostbusError:
                 continue  # the groups log takes nothing now; the member is as late the next time
             if expelled:
-                await self._expelled(timeout_s)
+                await self._expelled(owner, timeout_s)
                 return
 
-    async def _expelled(self, timeout_s: float) -> None:
+    async def _expelled(self, owner: asyncio.Task[Any], timeout_s: float) -> None:
         error = PostbusError(
             Reason.ERROR_REASON_PROCESSING_TIMEOUT,
             f"nothing was acknowledged for {timeout_s:g} s while records were out; the partitions went to other"
@@ -578,7 +580,7 @@ class GroupSession(Subscription):
         self.fail(error)
         if self.stream.writing_since is not None:
             # It does not read either: the pump is stuck and will not see the failure.
-            await self.stream.abort(error)
+            await self.stream.end_unread(owner, error)
 
 
 def _at(error: PostbusError, field: str) -> PostbusError:

@@ -8,11 +8,12 @@ from typing import Any
 import grpc
 import pytest
 from live_node import LiveNode, OpenNode
-from postbus.v1 import group_pb2, subscriber_pb2
+from postbus.v1 import group_pb2, record_pb2, subscriber_pb2
 
 from broker.errors import PostbusError, Reason
 from broker.groups.coordinator import GroupCoordinator
 from broker.services.group_session import GroupSession
+from broker.storage.batch import NewBatch
 
 GROUP = "g"
 
@@ -250,3 +251,31 @@ async def test_a_unary_acknowledgement_that_did_not_count_says_so(
         report = (await bus.subscriber.Acknowledge(request)).report
         assert not report.committed
         assert len(report.rejected) == 1
+
+
+async def test_a_member_that_hangs_and_does_not_read_leaves_nothing_behind(open_node: OpenNode) -> None:
+    """Its stream is stuck in a write: the processing timeout ends that too, not only the membership."""
+    bus = await open_node()
+    await bus.create("t")
+    (partition,) = bus.node._partitions.topic("t").partitions
+    batch = record_pb2.RecordBatch(records=[record_pb2.Record(value=bytes(900_000))]).SerializeToString()
+    for _ in range(30):
+        partition.append(NewBatch(batch=batch, record_count=1))
+    await partition.log.barrier()
+    async with asyncio.timeout(20):
+        member = Member(bus, window_bytes=1 << 30)
+        member.start.processing_timeout.FromMilliseconds(100)
+        await member.send(start=member.start)
+        ended = asyncio.Event()
+        assert (await member.call.read()).HasField("started")
+        session = session_of(bus)
+        leave = session.leave
+
+        async def left() -> None:
+            await leave()
+            ended.set()
+
+        session.leave = left  # type: ignore[method-assign]
+        await ended.wait()
+        await members_go(bus)
+    member.call.cancel()
