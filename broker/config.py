@@ -337,6 +337,13 @@ class Settings(BaseSettings):
     fetch_calls_max: int = _setting(
         "connections", 1_000, "Fetch calls at once, waiting ones included; others wait.", ge=1, le=100_000
     )
+    heartbeat_calls_max: int = _setting(
+        "connections",
+        10_000,
+        "Heartbeat calls at once, of members that coordinate themselves; each waits for news; others wait.",
+        ge=1,
+        le=1_000_000,
+    )
     streams_max: int = _setting(
         "connections", 10_000, "Open streams on this node; further ones are refused with RetryInfo.", ge=1, le=1_000_000
     )

@@ -292,6 +292,7 @@ class Node:
                         unary_publish_calls_max=settings.unary_publish_calls_max,
                         unary_calls_max=settings.unary_calls_max,
                         fetch_calls_max=settings.fetch_calls_max,
+                        heartbeat_calls_max=settings.heartbeat_calls_max,
                         streams_max=settings.streams_max,
                     )
                 ),

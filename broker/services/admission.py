@@ -25,6 +25,7 @@ class AdmissionSettings:
     unary_publish_calls_max: int = 32
     unary_calls_max: int = 256
     fetch_calls_max: int = 1000
+    heartbeat_calls_max: int = 10_000
     streams_max: int = 10_000
 
 
@@ -35,7 +36,10 @@ class Admission(grpc.aio.ServerInterceptor):
         self._settings = settings
         self._publishes = asyncio.Semaphore(settings.unary_publish_calls_max)
         self._fetches = asyncio.Semaphore(settings.fetch_calls_max)
+        self._heartbeats = asyncio.Semaphore(settings.heartbeat_calls_max)
         self._others = asyncio.Semaphore(settings.unary_calls_max)
+        # Those that wait for news by design have bounds of their own, or they would hold up all others.
+        self._places = {"Publish": self._publishes, "Fetch": self._fetches, "Heartbeat": self._heartbeats}
         self.streams = 0
 
     async def intercept_service(
@@ -52,7 +56,7 @@ class Admission(grpc.aio.ServerInterceptor):
                 self.streams += 1
                 _when_done(self._stream_done)
             else:
-                places = {"Publish": self._publishes, "Fetch": self._fetches}.get(method, self._others)
+                places = self._places.get(method, self._others)
                 await places.acquire()
                 _when_done(places.release)
         return await continuation(handler_call_details)

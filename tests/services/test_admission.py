@@ -62,6 +62,7 @@ STREAM = "/postbus.v1.PublisherService/PublishStream"
     [
         (PUBLISH, "unary_publish_calls_max"),
         ("/postbus.v1.SubscriberService/Fetch", "fetch_calls_max"),
+        ("/postbus.v1.GroupService/Heartbeat", "heartbeat_calls_max"),
         ("/postbus.v1.TopicService/GetTopic", "unary_calls_max"),
     ],
 )
@@ -80,6 +81,17 @@ async def test_unary_calls_over_the_bound_wait(method: str, setting: str) -> Non
         end.set_result(None)
     await asyncio.gather(*tasks, elsewhere)
     assert len(calls.admitted) == 5
+
+
+async def test_heartbeats_that_wait_hold_up_no_other_call() -> None:
+    """Each waits some seconds for news: members that coordinate themselves must not keep commits from being made."""
+    settings = AdmissionSettings()
+    calls, end = Calls(), ending()
+    waiting = [calls.begin("/postbus.v1.GroupService/Heartbeat", end) for _ in range(settings.unary_calls_max + 1)]
+    commit = calls.begin("/postbus.v1.GroupService/CommitOffsets", end)
+    assert await calls.settle() == len(waiting) + 1
+    end.set_result(None)
+    await asyncio.gather(*waiting, commit)
 
 
 async def _fails(end: "asyncio.Future[None]", task: "asyncio.Task[Any]") -> None:
