@@ -110,7 +110,6 @@ async def test_a_static_member_that_half_closes_is_told_ok_when_its_commit_is_du
     await call.write(subscriber_pb2.SubscribeRequest(acks=[response.batches[0].delivery]))
     async with asyncio.timeout(30):
         await began.wait()
-        await call.done_writing()
         (subscription,) = bus.node._subscriber._subscriptions
         finish = subscription.finish
         finishing = asyncio.Event()
@@ -121,6 +120,7 @@ async def test_a_static_member_that_half_closes_is_told_ok_when_its_commit_is_du
             assert finished, "it goes on while the commit is under way"
 
         subscription.finish = watched  # type: ignore[method-assign]
+        await call.done_writing()
         await finishing.wait()
         go_on.set()
         while await call.read() is not grpc.aio.EOF:
