@@ -48,6 +48,8 @@ class SubscriberService:
         opening = _Opening(stream)
         stream.start_reading(opening.receive, half_closed=opening.half_close, failed=opening.fail)
         start = await opening.start(self._surroundings.settings.start_timeout_s)
+        if self._draining is not None:
+            raise draining_error()
         requests.refuse_unknown(start)
         if start.ByteSize() != start.start.ByteSize() + _header_bytes(start):
             raise errors.invalid_field("start", "comes alone in the first message; send the rest in the next ones")
@@ -218,7 +220,7 @@ class SubscriberService:
         outcome = (await self._coordinator.commit(group, member_id, [entry]))[0]
         if outcome is not None:
             raise outcome
-        return tracker.commit_offset
+        return entry.offset
 
     # --- the node ---
 

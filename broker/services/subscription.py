@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol
 
 from postbus.v1 import record_pb2, subscriber_pb2
@@ -412,8 +413,8 @@ class Subscription:
                 continue
             parts, length = delivery.encode(piece, partition=cursor.partition, stored=stored, fence=cursor.fence)
             if chunks and size + length > hard_limit:
-                # It goes first in the next response; cutting it anew costs less than a lost piece.
-                cursor.pieces = None
+                # It goes first in the next response.
+                cursor.pieces = chain((piece,), cursor.pieces)
                 self.queue(cursor)
                 return limit
             chunks += parts
