@@ -52,10 +52,8 @@ def text_of(error: "PostbusError") -> str:
     text = error.message + (f" [{error.reason}]" if error.reason else "")
     if isinstance(error, postbus.ConnectionFailed):
         return f"{text}; start a broker with `postbus serve`, or say where it is with --address"
-    if isinstance(error, postbus.GroupConflict):
-        return f"{text}; stop its members first"
-    if isinstance(error, postbus.Timeout | postbus.DiskFull) or (
-        isinstance(error, postbus.Unavailable) and error.retriable
-    ):
+    if isinstance(error, postbus.Timeout):
+        return f"{text}; look before you repeat it" if error.outcome_unknown else text
+    if isinstance(error, postbus.DiskFull) or (isinstance(error, postbus.Unavailable) and error.retriable):
         return f"{text}; {error.advice}"
     return text

@@ -1,6 +1,7 @@
 """Talking to a broker from a command: one client on one event loop, errors as one line."""
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,14 +30,20 @@ def ask(address: str, work: "Callable[[Client], Awaitable[T]]") -> T:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs `work` on a loop of its own; errors of the SDK end the command."""
-    import uvloop
-    from postbus import PostbusError
-
-    # What the SDK logs is for programs; commands say themselves what matters of it.
-    logging.getLogger("postbus").addHandler(logging.NullHandler())
     try:
-        return uvloop.run(work)
-    except PostbusError as error:
-        exits.fail(exits.text_of(error), exits.code_of(error))
+        import uvloop
+        from postbus import PostbusError
+
+        # What the SDK logs is for programs; commands say themselves what matters of it.
+        logging.getLogger("postbus").addHandler(logging.NullHandler())
+        try:
+            return uvloop.run(work)
+        except PostbusError as error:
+            exits.fail(exits.text_of(error), exits.code_of(error))
     except KeyboardInterrupt:
         exits.fail("interrupted", exits.INTERRUPTED)
+    except UnicodeEncodeError as error:
+        # Names are text; the shell hands over whatever bytes it was given.
+        exits.fail(f"{os.fsencode(error.object)!r} is not UTF-8, and can't be a name", exits.USAGE)
+    finally:
+        work.close()  # else Python complains if Ctrl-C came before it began

@@ -15,7 +15,10 @@ ADDRESS_ENV: Final = "POSTBUS_ADDRESS"
 OUTPUT_ENV: Final = "POSTBUS_OUTPUT"
 ADDRESS_DEFAULT: Final = "localhost:7070"
 
-PLACE_HELP: Final = "earliest, latest, an offset, a time (2025-01-31T08:00, @seconds), so long ago (90s, 15min, 2h, 7d)"
+PLACE_HELP: Final = (
+    "earliest, latest, an offset, a time (2025-01-31T08:00, @seconds), so long ago (90s, 15min, 2h, 7d), or -N: the"
+    " last N of each partition"
+)
 
 
 class Output(StrEnum):
@@ -73,7 +76,7 @@ def _quantity(text: str, units: dict[str, Any], what: str) -> float:
 
 
 def place(text: str) -> "Start":
-    """A place in a log, see PLACE_HELP; -N means the last N records of each partition."""
+    """A place in a log, see PLACE_HELP."""
     from postbus import Last
 
     word = text.strip()
@@ -116,14 +119,9 @@ def pairs(texts: Iterable[str], what: str) -> list[tuple[str, str]]:
 
 def topic_settings(texts: Iterable[str]) -> dict[str, object]:
     """key=value each, by the names of TopicConfig, as `client.topics` takes them."""
-    from postbus.v1 import topic_pb2
-
-    fields = topic_pb2.TopicConfig.DESCRIPTOR.fields_by_name
     settings: dict[str, object] = {}
     for name, value in pairs(texts, "setting"):
-        field = fields.get(name)
-        if field is None:
-            raise typer.BadParameter(f"there is no setting {name!r}; there are: {', '.join(fields)}")
+        field = setting(name)
         if field.message_type is not None:
             settings[name] = seconds(value)
         elif field.enum_type is not None:
@@ -133,6 +131,16 @@ def topic_settings(texts: Iterable[str]) -> dict[str, object]:
         else:
             settings[name] = size(value)
     return settings
+
+
+def setting(name: str) -> Any:
+    """The field of TopicConfig that has this name."""
+    from postbus.v1 import topic_pb2
+
+    fields = topic_pb2.TopicConfig.DESCRIPTOR.fields_by_name
+    if name not in fields:
+        raise typer.BadParameter(f"there is no setting {name!r}; there are: {', '.join(fields)}")
+    return fields[name]
 
 
 def _choice(name: str, value: str, enum: Any) -> int:

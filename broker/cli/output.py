@@ -144,6 +144,11 @@ def time_text(stamp: Any) -> str | None:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def counted(count: int, noun: str) -> str:
+    """1 record, 2,000 records."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def bytes_text(count: float) -> str:
     """1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -12,7 +12,7 @@ import typer
 from broker.cli import exits
 from broker.cli.online import CONNECT_TIMEOUT_SECONDS, run
 from broker.cli.options import ADDRESS_DEFAULT, Address, Output, OutputOption, pairs, seconds, size
-from broker.cli.output import bytes_text, show
+from broker.cli.output import bytes_text, counted, show
 
 if TYPE_CHECKING:
     from broker.cli.publish_plan import Outcome, PublishPlan
@@ -124,12 +124,15 @@ def publish(
 def _tell(plan: "PublishPlan", outcome: "Outcome", output: Output) -> None:
     took = max(outcome.seconds, 1e-9)
     text = (
-        f"published {outcome.records:,} record{'' if outcome.records == 1 else 's'} ({bytes_text(outcome.size_bytes)})"
+        f"published {counted(outcome.records, 'record')} ({bytes_text(outcome.size_bytes)})"
         f" to {plan.topic} in {outcome.seconds:.2f} s"
     )
     if outcome.records == 1:
         text += "".join(
-            f": partition {number}, offset {at.base_offset}" + (" (it was there already)" if at.duplicate else "")
+            f": partition {number}"
+            # With --acks none nobody says where it is.
+            + (f", offset {at.base_offset}" if at.base_offset >= 0 else "")
+            + (" (it was there already)" if at.duplicate else "")
             for number, at in outcome.partitions.items()
         )
     elif outcome.records:
@@ -137,7 +140,7 @@ def _tell(plan: "PublishPlan", outcome: "Outcome", output: Output) -> None:
         if any(at.duplicate for at in outcome.partitions.values()):
             text += " (some were there already)"
     if outcome.skipped:
-        text += f"; {outcome.skipped:,} malformed lines left out"
+        text += f"; {counted(outcome.skipped, 'malformed line')} left out"
     data: dict[str, Any] = {
         "topic": plan.topic,
         "records": outcome.records,
@@ -160,10 +163,11 @@ def _tell(plan: "PublishPlan", outcome: "Outcome", output: Output) -> None:
         if output is not Output.TABLE:
             show(output, data)
         exits.say(text)
-        what = "value" if plan.values else "line"
-        advice = (
-            f"; go on with --from-line {outcome.resume_line}" if what == "line" else f" (value {outcome.resume_line})"
-        )
+        advice = ""
+        if not plan.values:
+            advice = f"; go on with --from-line {outcome.resume_line}"
+        elif len(plan.values) > 1:
+            advice = f"; value {outcome.resume_line} is the first that is not known to be published"
         if outcome.acknowledged_later:
             advice += f", though {outcome.acknowledged_later:,} records from there on are stored already"
         exits.fail(outcome.error + advice, outcome.code)

@@ -89,7 +89,8 @@ class Run:
         self._fed = False
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._handing_over = False
+        # First line of the chunk that the publisher is taking, or failed to take; 0: none.
+        self._handing_over = 0
         self._away = False
 
     async def run(self) -> Outcome:
@@ -151,10 +152,11 @@ class Run:
                         size_bytes += len(line)
                 self._next_line += 1
             if records:
-                self._handing_over = True
+                first_line = max(first_line, self._plan.from_line)
+                self._handing_over = first_line
                 delivery = await self._publisher.publish_many(self._plan.topic, records, partition=self._plan.partition)
-                self._handing_over = False
-                self._handed.append(_Handed(delivery, max(first_line, self._plan.from_line), size_bytes))
+                self._handing_over = 0
+                self._handed.append(_Handed(delivery, first_line, size_bytes))
                 self._news.set()
             if bad is not None:
                 raise bad
@@ -197,7 +199,10 @@ class Run:
 
     def _conclude(self, fed: object, reaped: object) -> None:
         outcome = self._outcome
-        outcome.resume_line = self._handed[0].first_line if self._handed else max(self._next_line, self._plan.from_line)
+        if self._handed:
+            outcome.resume_line = self._handed[0].first_line
+        else:
+            outcome.resume_line = self._handing_over or max(self._next_line, self._plan.from_line)
         for handed in self._handed:
             outcome.acknowledged_later += _acknowledged(handed.delivery)
         cause = reaped if isinstance(reaped, Exception) else fed if isinstance(fed, Exception) else None

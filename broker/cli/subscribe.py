@@ -51,8 +51,7 @@ def subscribe(
             "--from",
             metavar="PLACE",
             show_default=False,
-            help=f"Where to begin: {PLACE_HELP}, or -N: the last N of each partition. Default: earliest. In a group"
-            " only where nothing is committed yet.",
+            help=f"Where to begin: {PLACE_HELP}. Default: earliest. In a group only where nothing is committed yet.",
         ),
     ] = None,
     until_end: Annotated[

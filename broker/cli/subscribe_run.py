@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from postbus import Batch, Client, Event, PostbusError, Subscription
 
 from broker.cli import exits
-from broker.cli.output import bytes_text
+from broker.cli.output import bytes_text, counted
 from broker.cli.record_format import Formatter
 
 if TYPE_CHECKING:
@@ -148,8 +148,9 @@ class Run:
         interrupted = self._interrupted.is_set()
         if not interrupted and not sys.stderr.isatty():
             return
-        line = f"read {self._records:,} records ({bytes_text(self._size_bytes)}) in {time.monotonic() - begin:.2f} s"
-        if self._plan.group and not self._plan.ack_before:
+        took = f"{time.monotonic() - begin:.2f} s"
+        line = f"read {counted(self._records, 'record')} ({bytes_text(self._size_bytes)}) in {took}"
+        if self._records and self._plan.group and not self._plan.ack_before:
             line += f", all acknowledged in group {self._plan.group}"
         exits.say(f"postbus: {'interrupted; ' if interrupted else ''}{line}")
 

@@ -19,10 +19,11 @@ from broker.cli.options import (
     pairs,
     place,
     seconds,
+    setting,
     size,
     topic_settings,
 )
-from broker.cli.output import Table, bytes_text, lines, plain, show, span_text
+from broker.cli.output import Table, bytes_text, counted, lines, plain, show, span_text
 
 if TYPE_CHECKING:
     from postbus import Client
@@ -91,7 +92,7 @@ def create(
     topic, created = ask(address, work)
     verb = ("would create" if dry_run else "created") if created else "there was already"
     data = {**plain(topic), "created": created and not dry_run}
-    show(output, data, f"{verb} topic {topic.name} with {_counted(topic.partition_count, 'partition')}")
+    show(output, data, f"{verb} topic {topic.name} with {counted(topic.partition_count, 'partition')}")
 
 
 @app.command("list")
@@ -189,6 +190,8 @@ def alter(
     if not settings and not reset and not label:
         raise typer.BadParameter("say what to change: --retention, --retention-bytes, --config, --reset or --label")
     labels = dict(pairs(label, "label")) if label else None
+    for key in reset:
+        setting(key)
     topic = ask(
         address,
         lambda client: client.topics.update(name, config=settings or None, reset=reset, labels=labels),
@@ -223,7 +226,7 @@ def add_partitions(
 ) -> None:
     """Raises the number of partitions to COUNT. Keys may map elsewhere from then on."""
     topic = ask(address, lambda client: client.topics.add_partitions(name, count))
-    show(output, plain(topic), f"topic {topic.name} has {_counted(topic.partition_count, 'partition')}")
+    show(output, plain(topic), f"topic {topic.name} has {counted(topic.partition_count, 'partition')}")
 
 
 @app.command()
@@ -238,7 +241,7 @@ def trim(
     output: OutputOption = Output.TABLE,
     address: Address = ADDRESS_DEFAULT,
 ) -> None:
-    """Deletes the oldest records: all before an offset, a time, or latest (everything)."""
+    """Deletes the oldest records: all before an offset or a time, all but the last N, or everything (latest)."""
     there = place(before)
 
     async def work(client: "Client") -> tuple[list[Any], list[Any]]:
@@ -264,7 +267,7 @@ def trim(
         output,
         [dict(zip(keys, row, strict=True)) for row in rows],
         Table((">PARTITION", ">OLD START", ">START", ">RECORDS", ""), rows),
-        f"{'would delete' if dry_run else 'deleted'} {_counted(total, 'record')} of topic {name}",
+        f"{'would delete' if dry_run else 'deleted'} {counted(total, 'record')} of topic {name}",
     )
     if failures:
         raise typer.Exit(exits.FAILED)
@@ -277,7 +280,3 @@ def _retention(config: Any) -> str:
 
 def _retention_bytes(config: Any) -> str:
     return bytes_text(config.retention_bytes) if config.retention_bytes else "no limit"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,9 +1,36 @@
 """`postbus topic`, `group` and `cluster` against a real broker."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
+import pytest
 import yaml
+
+# Ctrl-C at the moment when a module is looked for.
+INTERRUPTED = """
+import os, signal, sys
+_, module, address = sys.argv
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from broker.cli.main import main
+sys.argv = ["postbus", "--address", address, "topic", "list"]
+exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "broker.cli.topics", "uvloop", "postbus.client"])
+def test_ctrl_c_while_a_command_loads(cli: Any, module: str) -> None:
+    """Never a traceback, and nothing about coroutines."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, cli.address], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr in ("", "postbus: interrupted\n")
 
 
 def test_a_topic_from_creation_to_deletion(inside: Any, bus: Any) -> None:

@@ -1,9 +1,14 @@
 """`postbus publish`, as a process against a real broker: what it publishes, exactly once, and what it says."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
+
+POSTBUS = (sys.executable, "-m", "broker.cli.main")
 
 
 def numbers(first: int, last: int) -> str:
@@ -88,6 +93,33 @@ def test_wrong_arguments_and_missing_topics_have_their_codes(inside: Any) -> Non
     done = inside("publish", "nowhere", "x")
     assert done.code == 3
     assert "postbus topic create nowhere" in done.err
+
+
+def test_lines_that_were_never_taken_are_not_passed_over(cli: Any, bus: Any, topic: str) -> None:
+    """When the publisher refuses all of a chunk, the advice is to go on with the first line of it."""
+    done = cli("publish", topic, "-p", "99", stdin=numbers(1, 10))
+    assert done.code == 3
+    assert done.err.endswith("go on with --from-line 1\n")
+    cli.ok("publish", topic, "-p", "0", "--from-line", "1", stdin=numbers(1, 10))
+    assert bus.values(topic) == numbers(1, 10).split()
+
+
+def test_a_name_that_is_not_text_is_refused(cli: Any) -> None:
+    """A shell hands over any bytes."""
+    done = cli("publish", os.fsdecode(b"\xff"), "x")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "postbus: b'\\xff' is not UTF-8, and can't be a name\n"
+
+
+def test_a_closed_standard_input_is_empty(cli: Any, topic: str) -> None:
+    """`<&-` is no crash."""
+    told = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *POSTBUS, "-a", cli.address, "publish", topic],
+        check=True,
+        capture_output=True,
+    )
+    assert told.stdout.startswith(b"published 0 records")
+    assert told.stderr == b""
 
 
 def test_create_makes_the_topic(cli: Any, bus: Any) -> None:

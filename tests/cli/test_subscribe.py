@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +108,21 @@ def test_a_broker_killed_in_the_middle_is_waited_for(
     done = reading.finish()
     assert done.code == 0
     assert "".join(got) + done.out == numbers(1, 2000)
+
+
+def test_output_that_can_not_be_written_ends_it_with_a_line(cli: Any, bus: Any, topic: str) -> None:
+    """A full disk behind standard output: nothing that was not written is acknowledged."""
+    bus.publish(topic, values(1, 10))
+    for arguments in (("subscribe", topic, "-e", "--group", topic), ("topic", "list")):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "broker.cli.main", "-a", cli.address, *arguments],
+                check=False,
+                stdout=full,
+                stderr=subprocess.PIPE,
+            )
+        assert (done.returncode, done.stderr) == (1, b"postbus: No space left on device\n")
+    assert bus.lag(topic) == 10
 
 
 def test_wrong_arguments_and_missing_topics_have_their_codes(inside: Any) -> None:
