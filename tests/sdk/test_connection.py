@@ -30,9 +30,9 @@ def test_addresses(given: str | list[str], addresses: tuple[str, ...]) -> None:
     assert parse_addresses(given) == addresses
 
 
-@pytest.mark.parametrize("given", ["", " , ", [], "http://a:1"])
+@pytest.mark.parametrize("given", ["", " , ", [], "http://a:1", "a:0", "a:65536"])
 def test_no_addresses(given: str | list[str]) -> None:
-    """Nothing, or a URL, is refused at once."""
+    """Nothing, a URL, or what is no port is refused at once."""
     with pytest.raises(errors.InvalidArgument):
         parse_addresses(given)
 

@@ -67,6 +67,10 @@ def parse_addresses(addresses: str | Iterable[str]) -> tuple[str, ...]:
             raise errors.InvalidArgument(f"{address!r} is not an address: write host:port", field="addresses")
         # Brackets keep the colons of an IPv6 address apart from the port's.
         has_port = ":" in address.rpartition("]")[2]
+        port = address.rpartition(":")[2] if has_port else ""
+        # gRPC takes such a number modulo 65536, and asks somebody else.
+        if port.isdecimal() and not 0 < int(port) <= 65535:
+            raise errors.InvalidArgument(f"{address!r} has no port from 1 to 65535", field="addresses")
         complete.append(address if has_port else f"{address}:{PORT_DEFAULT}")
     return tuple(dict.fromkeys(complete))
 
