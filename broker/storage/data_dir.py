@@ -31,7 +31,8 @@ class DataDir:
             path.mkdir(parents=True, exist_ok=True)
             fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StoreFailed(f"the data directory {path} cannot be used: {error}") from error
+            why = "it is no folder" if path.exists() and not path.is_dir() else str(error)
+            raise StoreFailed(f"the data directory {path} cannot be used: {why}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -23,6 +23,12 @@ async def test_a_second_opening_is_refused_and_names_the_holder(store: LogStore,
         await open_store()
 
 
+def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreFailed, match="it is no folder"):
+        DataDir.acquire(tmp_path / "file")
+
+
 HOLD = """
 import sys
 from pathlib import Path
