@@ -11,7 +11,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
+import sys
 from dataclasses import asdict, dataclass, field
 
 from postbus import Client
@@ -40,14 +42,22 @@ class Ledger:
     latest: dict[str, Invoice] = field(default_factory=dict)
     next_offset: dict[int, int] = field(default_factory=dict)
 
-    def bill(self, partition: int, offset: int, value: bytes) -> Invoice:
-        """The invoice for the order at this offset; one that is known, here or elsewhere, is not billed anew."""
-        event = json.loads(value)
-        order_id, customer = event["order_id"], event["customer"]
+    def bill(self, partition: int, offset: int, value: bytes) -> Invoice | None:
+        """The invoice for the order at this offset; one that is known, here or elsewhere, is not billed anew.
+
+        None if it is no order: anybody may publish anything, and one such record must not stop the others.
+        """
+        self.next_offset[partition] = max(offset + 1, self.next_offset.get(partition, 0))
+        try:
+            event = json.loads(value)
+            order_id, customer = event["order_id"], event["customer"]
+            amount = event["quantity"] * event["unit_price_cents"]
+        except (ValueError, KeyError, TypeError):
+            print(f"orders/{partition}@{offset} is no order; passed over", file=sys.stderr)
+            return None
         if order_id not in self.invoices:
             before = self.latest.get(customer)
             count = int(before.number.rpartition("/")[2]) if before else 0
-            amount = event["quantity"] * event["unit_price_cents"]
             invoice = Invoice(
                 order_id=order_id,
                 customer=customer,
@@ -56,7 +66,6 @@ class Ledger:
                 balance_cents=amount + (before.balance_cents if before else 0),
             )
             self.invoices[order_id] = self.latest[customer] = invoice
-        self.next_offset[partition] = max(offset + 1, self.next_offset.get(partition, 0))
         return self.invoices[order_id]
 
 
@@ -69,7 +78,8 @@ async def serve(client: Client) -> None:
             known = ledger.next_offset.get(batch.partition, 0)
             if batch.base_offset > known:  # another member billed here while we ran
                 await replay(client, ledger, partition=batch.partition, start=known, stop=batch.base_offset)
-            invoices = [ledger.bill(batch.partition, record.offset, record.value) for record in batch]
+            billed = [ledger.bill(batch.partition, record.offset, record.value) for record in batch]
+            invoices = [invoice for invoice in billed if invoice is not None]
             deliveries = [
                 await client.publish("invoices", json.dumps(asdict(invoice)), key=invoice.customer)
                 for invoice in invoices
@@ -102,16 +112,21 @@ async def rebuild(client: Client) -> None:
 async def main() -> None:
     """Runs until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", default="localhost:7070", help="any node of the bus, or several")
+    parser.add_argument(
+        "--address", default=os.environ.get("POSTBUS_ADDRESS", "localhost:7070"), help="any node of the bus, or several"
+    )
     parser.add_argument("--rebuild", action="store_true", help="print the ledger as the log tells it, and end")
     options = parser.parse_args()
 
-    async with Client(options.address) as client:
-        work = asyncio.ensure_future(rebuild(client) if options.rebuild else serve(client))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+    async def run() -> None:
+        async with Client(options.address) as client:
+            await (rebuild(client) if options.rebuild else serve(client))
+
+    work = asyncio.ensure_future(run())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ again, to this process or to the next, and it is placed once. Written with gener
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -29,18 +30,32 @@ AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 def main() -> None:
     """Publishes an event for each line until the checkout closes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", default="localhost:7070", help="any node of the bus")
+    parser.add_argument(
+        "--address", default=os.environ.get("POSTBUS_ADDRESS", "localhost:7070"), help="any node of the bus"
+    )
     parser.add_argument("--release", choices=FIELDS, default="v1", help="which code is deployed")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
 
     with grpc.insecure_channel(options.address) as channel:
         bus = publisher_pb2_grpc.PublisherServiceStub(channel)
-        for line in sys.stdin:
-            order = json.loads(line)
-            event = {name: order[name] for name in FIELDS[options.release] if name in order}
+        for line in sys.stdin.buffer:
+            try:
+                event = order_placed(line, options.release)
+            except (ValueError, KeyError, TypeError) as error:
+                # What is accepted here has readers who can't ask back.
+                print(f"no order, not accepted ({error!r}): {line!r}", file=sys.stderr)
+                continue
             publish(bus, event)
-            print(order["order_id"], flush=True)
+            print(event["order_id"], flush=True)
+
+
+def order_placed(line: bytes, release: str) -> dict[str, object]:
+    """The event for a line. Raises ValueError, KeyError and TypeError."""
+    order = json.loads(line)
+    required = {name: order[name] for name in FIELDS["v1"]}
+    return required | {name: order[name] for name in FIELDS[release] if name in order}
 
 
 def publish(bus: publisher_pb2_grpc.PublisherServiceStub, event: dict[str, object]) -> None:

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -52,7 +53,7 @@ type service struct {
 }
 
 func main() {
-	address := flag.String("address", "localhost:7070", "any node of the bus")
+	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus")
 	var s service
 	flag.StringVar(&s.release, "release", "v1", "which code is deployed: v1, or v2, which puts gift notes on parcels")
 	flag.DurationVar(&s.delay, "delay", 0, "how long packing one order takes")
@@ -131,8 +132,10 @@ func (s *service) ship(ctx context.Context, start *pb.SubscribeStart) error {
 func (s *service) pack(ctx context.Context, records []*pb.Record) error {
 	for _, record := range records {
 		var o order
-		if err := json.Unmarshal(record.Value, &o); err != nil {
-			return fmt.Errorf("not an order: %w", err)
+		if err := json.Unmarshal(record.Value, &o); err != nil || o.OrderID == "" {
+			// Anybody may publish anything, and one such record must not stop the others.
+			log.Printf("%q is no order; passed over", record.Value)
+			continue
 		}
 		time.Sleep(s.delay)
 		packed := shipment{OrderID: o.OrderID, Parcel: fmt.Sprintf("%d x %s for %s", o.Quantity, o.Item, o.Customer)}
