@@ -10,9 +10,11 @@ import contextlib
 import gzip
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -32,7 +34,17 @@ ENOUGH_BYTES = 2_000_000
 
 
 def main() -> int:
-    """Runs it; the exit status."""
+    """Runs it; the exit status. Ended early, it leaves nothing behind."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        return run()
+    except KeyboardInterrupt:
+        story("interrupted; what it started is stopped, and its folder is gone")
+        return 130
+
+
+def run() -> int:
+    """From the file to the report; the exit status."""
     lines = gzip.decompress((HERE / "flights.ndjson.gz").read_bytes()).splitlines()
     folder = Path(tempfile.mkdtemp(prefix="postbus-demo-"))
     try:
@@ -55,7 +67,8 @@ def start_bus(data: Path, processes: contextlib.ExitStack) -> str:
     """`postbus serve` on free ports; its address, once it is ready."""
     command = [sys.executable, "-m", "broker.cli.main", "serve", "--data-dir", str(data)]
     command += ["--client-port", "0", "--http-port", "off", "--log-format", "json", "--disk-free-min-bytes", "100MB"]
-    bus = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # Ctrl-C is for this process, which ends the others in order: hence groups of their own.
+    bus = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
     processes.callback(end, bus)
     assert bus.stderr is not None
     seen = []
@@ -70,7 +83,8 @@ def start_bus(data: Path, processes: contextlib.ExitStack) -> str:
 
 def start_member(address: str, work: Path, processes: contextlib.ExitStack) -> subprocess.Popen[bytes]:
     """One of the group, as a process of its own."""
-    member = subprocess.Popen([sys.executable, str(HERE / "member.py"), address, GROUP, TOPIC, str(work)])
+    command = [sys.executable, str(HERE / "member.py"), address, GROUP, TOPIC, str(work)]
+    member = subprocess.Popen(command, process_group=0)
     processes.callback(end, member)
     return member
 
@@ -90,15 +104,19 @@ async def stream(address: str, lines: list[bytes], works: list[Path], members: l
     """Publishes all lines while the members read, kills one of them, and waits for the others to finish."""
     async with Client(address) as client:
         begin = time.monotonic()
-        killer = asyncio.create_task(asyncio.to_thread(kill_one, works, members))
-        async with client.publisher() as publisher:
-            for start in range(0, len(lines), CHUNK):
-                chunk = lines[start : start + CHUNK]
-                await publisher.publish_many(TOPIC, [(tail_number(line), line) for line in chunk])
-                story(f"published {start + len(chunk):,} of {len(lines):,} flights", again=True)
-        seconds = time.monotonic() - begin
-        story(f"published {len(lines):,} flights in {seconds:.1f} s, {len(lines) / seconds:,.0f} a second, fsynced")
-        story(await killer)
+        giving_up = threading.Event()
+        killer = asyncio.create_task(asyncio.to_thread(kill_one, works, members, giving_up))
+        try:
+            async with client.publisher() as publisher:
+                for start in range(0, len(lines), CHUNK):
+                    chunk = lines[start : start + CHUNK]
+                    await publisher.publish_many(TOPIC, [(tail_number(line), line) for line in chunk])
+                    story(f"published {start + len(chunk):,} of {len(lines):,} flights", again=True)
+            seconds = time.monotonic() - begin
+            story(f"published {len(lines):,} flights in {seconds:.1f} s, {len(lines) / seconds:,.0f} a second, fsynced")
+            story(await killer)
+        finally:
+            giving_up.set()
         await all_read(client, len(lines))
         story(f"the group had read everything {time.monotonic() - begin:.1f} s after the first was published")
 
@@ -109,11 +127,11 @@ def tail_number(line: bytes) -> bytes | None:
     return None if tailnum is None else tailnum.encode()
 
 
-def kill_one(works: list[Path], members: list[subprocess.Popen[bytes]]) -> str:
+def kill_one(works: list[Path], members: list[subprocess.Popen[bytes]], giving_up: threading.Event) -> str:
     """SIGKILL for the last member: once all have begun, at a moment when it has just done something."""
     deadline = time.monotonic() + START_TIMEOUT_S + FINISH_TIMEOUT_S
     done = 0
-    while True:
+    while not giving_up.wait(0.0005):
         before, done = done, size(works[-1])
         if all(size(work) > ENOUGH_BYTES for work in works) and 0 < before < done:
             break
@@ -122,7 +140,6 @@ def kill_one(works: list[Path], members: list[subprocess.Popen[bytes]]) -> str:
                 raise SystemExit(f"a member ended by itself, with status {member.returncode}")
         if time.monotonic() > deadline:
             raise SystemExit("the members did not get to work")
-        time.sleep(0.0005)
     members[-1].kill()
     members[-1].wait()
     return f"killed member {len(members)} with SIGKILL in the middle of its work"
