@@ -67,8 +67,12 @@ class Publisher {
       ended = true;
       this.#stream = null;
       stream.cancel();
-      if (RETRIABLE.includes(error.code)) setTimeout(() => this.#open(), 1000);
-      else this.#failed = error;
+      if (RETRIABLE.includes(error.code)) {
+        console.error(`${error.details ?? error.message ?? 'the node ended the stream'}; connecting again`);
+        setTimeout(() => this.#open(), 1000);
+      } else {
+        this.#failed = error;
+      }
       this.#progress.emit('change');
     };
     stream.on('error', reopen);
@@ -106,7 +110,7 @@ class Publisher {
 const { values: options, positionals: values } = parseArgs({
   allowPositionals: true,
   options: {
-    address: { type: 'string', default: 'localhost:7070' },
+    address: { type: 'string', default: process.env.POSTBUS_ADDRESS || 'localhost:7070' },
     topic: { type: 'string', default: 'my_topic' },
     'key-delimiter': { type: 'string', default: '' },
     // Request ids are this and the record's number; repeat it to repeat a run safely.

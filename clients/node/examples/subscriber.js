@@ -36,6 +36,7 @@ async function subscribe(bus, start, handle, signal) {
       }
     } catch (error) {
       if (error.code !== status.UNAVAILABLE && error.code !== status.ABORTED) throw error;
+      if (!signal.aborted) console.error(`${error.details}; connecting again`);
     } finally {
       signal.removeEventListener('abort', leave);
     }
@@ -45,15 +46,28 @@ async function subscribe(bus, start, handle, signal) {
 
 const { values: options, positionals: topics } = parseArgs({
   allowPositionals: true,
-  options: { address: { type: 'string', default: 'localhost:7070' }, group: { type: 'string', default: 'my_group' } },
+  options: {
+    address: { type: 'string', default: process.env.POSTBUS_ADDRESS || 'localhost:7070' },
+    group: { type: 'string', default: 'my_group' },
+  },
 });
+if (!topics.length) {
+  console.error('usage: node examples/subscriber.js [--address host:port] [--group name] topic...');
+  process.exit(2);
+}
 const stopping = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM']) process.once(name, () => stopping.abort()); // a second one ends it at once
 
 const bus = connect(options.address);
 const start = { group: options.group, topics: topics.map((topic) => ({ topic })), clientId: 'node-example' };
-await subscribe(bus, start, print, stopping.signal);
-bus.close();
+try {
+  await subscribe(bus, start, print, stopping.signal);
+} catch (error) {
+  console.error(error.details ?? error.message);
+  process.exitCode = 1;
+} finally {
+  bus.close();
+}
 
 /** Writes a batch, all of it before it resolves: what is acknowledged must be out. */
 async function print({ delivery, batch, offsetDeltas }) {

@@ -9,6 +9,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -34,7 +35,7 @@ import (
 const window = 1000
 
 func main() {
-	address := flag.String("address", "localhost:7070", "any node of the bus")
+	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus")
 	topic := flag.String("topic", "my_topic", "topic to publish to; it must exist")
 	delimiter := flag.String("key-delimiter", "", `what separates key and value, such as '\t'; empty: no keys`)
 	idPrefix := flag.String("request-id-prefix", rand.Text(), "request ids are this and the record's number; repeat it to repeat a run safely")

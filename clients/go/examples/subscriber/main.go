@@ -9,6 +9,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -52,6 +53,9 @@ func subscribe(ctx context.Context, bus pb.SubscriberServiceClient, start *pb.Su
 		if c := status.Code(err); err != io.EOF && c != codes.Unavailable && c != codes.Aborted {
 			return err
 		}
+		if ctx.Err() == nil && err != io.EOF {
+			log.Printf("%v; connecting again", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -86,7 +90,7 @@ func (m *member) leave() {
 }
 
 func main() {
-	address := flag.String("address", "localhost:7070", "any node of the bus")
+	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus")
 	group := flag.String("group", "my_group", "group to join; the first member creates it")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: subscriber [flags] topic…")
