@@ -16,7 +16,8 @@ setup: $(INSTALLED) ## Sets up .venv with everything pinned in requirements.lock
 $(INSTALLED): pyproject.toml clients/python/pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Postbus needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) (once, about half a minute)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Interrupted, venv leaves an environment without pip behind.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock \
 	  --editable clients/python --editable . --group dev
@@ -51,7 +52,7 @@ proto-lint: $(INSTALLED) ## Checks the protos' style, and that they break nobody
 	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
 
 $(STUBS_VENV)/.installed: requirements-stubs.lock
-	@test -x $(STUBS_VENV)/bin/python || $(PYTHON) -m venv $(STUBS_VENV)
+	@$(STUBS_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(STUBS_VENV)
 	@$(STUBS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-stubs.lock
 	@touch $@
 

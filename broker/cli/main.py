@@ -6,10 +6,9 @@
 import gc
 import os
 import sys
-from typing import Final
 
 # As exits.INTERRUPTED, without its imports.
-INTERRUPTED: Final = 130
+INTERRUPTED = 130
 
 
 def main() -> int:
