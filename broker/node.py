@@ -381,8 +381,8 @@ class Node:
         os._exit(FATAL_EXIT_CODE)
 
     async def _sample(self) -> None:
-        """What metrics hold of the moment."""
-        fsyncs = 0.0
+        """What metrics hold of the moment; and what an operator should not have to find there, in the log."""
+        fsyncs, refusing = 0.0, False
         while True:
             store, metrics = self._store, self.metrics
             metrics.append_queue_bytes.set(store.committer.queued_bytes)
@@ -391,6 +391,13 @@ class Node:
             metrics.publish_streams_open.set(self._publisher.stream_count)
             metrics.disk_free_bytes.set(store.disk_free_bytes)
             metrics.publishing_refused.set(int(store.disk_full))
+            if store.disk_full != refusing:
+                refusing = store.disk_full
+                disk = {"free_bytes": store.disk_free_bytes, "disk_free_min_bytes": self._settings.disk_free_min_bytes}
+                if refusing:
+                    log.warning("disk_shortage", **disk, action="publishing is refused until there is room")
+                else:
+                    log.info("disk_room", **disk, action="publishing goes on")
             metrics.ready.set(int(self._ready.ready))
             if store.committer.flush_seconds_total != fsyncs:
                 fsyncs = store.committer.flush_seconds_total

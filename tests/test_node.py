@@ -1,11 +1,13 @@
 """A whole node: what a start makes of what is on the disk."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from postbus import Client
+from structlog.testing import capture_logs
 
 from broker.config import load
 from broker.node import AddressInUse, Node
@@ -13,13 +15,13 @@ from broker.node import AddressInUse, Node
 StartNode = Callable[[], Awaitable[tuple[Node, str]]]
 
 
-def settings(data_dir: Path, port: str = "0"):
+def settings(data_dir: Path, port: str = "0", disk_free_min_bytes: str = "0"):
     return load(
         {
             "data_dir": str(data_dir),
             "client_port": port,
             "http_port": "off",
-            "disk_free_min_bytes": "0",
+            "disk_free_min_bytes": disk_free_min_bytes,
             "drain_grace_seconds": "0",
         }
     )
@@ -38,6 +40,18 @@ async def start(tmp_path: Path) -> AsyncIterator[StartNode]:
     yield start
     for node in nodes:
         await node.stop()
+
+
+async def test_a_shortage_of_disk_space_is_logged_when_it_begins(tmp_path: Path) -> None:
+    """A node that refuses publishing says so, from its start on, and with the setting that decides it."""
+    node = Node(settings(tmp_path / "data", disk_free_min_bytes="1000000TiB"))
+    with capture_logs() as logged:
+        await node.start()
+        await asyncio.sleep(0)
+        await node.stop()
+    (shortage,) = [each for each in logged if each["event"] == "disk_shortage"]
+    assert shortage["log_level"] == "warning"
+    assert shortage["free_bytes"] < shortage["disk_free_min_bytes"] == 1_000_000 * 2**40
 
 
 async def test_records_outlive_the_metadata_that_named_their_topics(start: StartNode, tmp_path: Path) -> None:
