@@ -190,6 +190,11 @@ def partition_not_found(topic: str, partition: int, count: int) -> PostbusError:
     )
 
 
+def draining() -> PostbusError:
+    """UNAVAILABLE: the node goes; connect elsewhere."""
+    return PostbusError(Reason.ERROR_REASON_DRAINING, "this node is shutting down; connect again", retry_after_ms=500)
+
+
 def group_not_found(name: str) -> PostbusError:
     """NOT_FOUND: nobody ever subscribed in this group, or its offsets ran out."""
     return PostbusError(

@@ -272,12 +272,6 @@ class GroupCoordinator:
             raise offsets.assignment_lost(existing, key, new_fence)
         return Assigned(topic.name, topic_id, partition, offset, new_fence)
 
-    async def rewind(  # noqa: PLR0917
-        self, group: str, member_id: str, topic_id: str, partition: int, offset: int, fence: int
-    ) -> Assigned:
-        """Redelivers from `offset`, the first that is not acknowledged; the same as `seek` to it."""
-        return await self.seek(group, member_id, topic_id, partition, offset, fence)
-
     def _check_entry(self, entry: CommitEntry, *, from_outside: bool) -> PostbusError | None:
         if entry.offset < 0:
             return errors.invalid_field("offset", f"{entry.offset} is negative")

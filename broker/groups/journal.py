@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from postbus.v1 import record_pb2
 
+from broker import errors
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.storage.batch import NewBatch
@@ -104,9 +105,7 @@ class Journal:
     def check_room(self) -> None:
         """Raises DISK_FULL when the log has not taken anything for long; call before deciding anything."""
         if self._closed:
-            raise PostbusError(
-                Reason.ERROR_REASON_DRAINING, "this node is shutting down; connect again", retry_after_ms=500
-            )
+            raise errors.draining()
         if len(self._pending) >= PENDING_RECORDS_MAX:
             raise PostbusError(
                 Reason.ERROR_REASON_DISK_FULL,
@@ -140,11 +139,7 @@ class Journal:
         self._log.on_progress = None
         for _, waiter in self._waiters:
             if not waiter.done():
-                waiter.set_exception(
-                    PostbusError(
-                        Reason.ERROR_REASON_DRAINING, "this node is shutting down; connect again", retry_after_ms=500
-                    )
-                )
+                waiter.set_exception(errors.draining())
         self._waiters.clear()
         self._callbacks.clear()
 

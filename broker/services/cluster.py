@@ -13,7 +13,6 @@ from broker.controller.metadata_log import MetadataLog
 from broker.controller.state import ClusterState, Topic, difference
 from broker.services import batches, requests
 from broker.services.adapter import Call, ServerStream
-from broker.services.publisher import draining_error
 
 FEATURES: Final = (
     "compare-and-append",
@@ -77,7 +76,7 @@ class ClusterService:
                 await watch.changed.wait()
                 watch.changed.clear()
                 if self._draining:
-                    raise draining_error()
+                    raise errors.draining()
                 state = self._metadata_log.state
                 if state.index - sent.index > BEHIND_MAX:
                     change = self._snapshot(state, watch.wanted)

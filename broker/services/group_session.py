@@ -302,15 +302,15 @@ class GroupSession(Subscription):
             if cursor.revoking and cursor.tracker is not None and cursor.tracker.all_done()
         ]
         if done:
-            self._pass_on(done, lost=False)
+            self._pass_on(done)
 
-    def _pass_on(self, cursors: list[Cursor], *, lost: bool) -> None:
+    def _pass_on(self, cursors: list[Cursor]) -> None:
         for cursor in cursors:
             # Its last commit may still be to be made: that stays.
             self.remove_cursor(cursor)
             self.membership.trackers.pop(cursor.key, None)
         change = subscriber_pb2.AssignmentChange()
-        (change.lost if lost else change.revoked).extend(named(cursors))
+        change.revoked.extend(named(cursors))
         self.events.assignment_change.CopyFrom(change)
         self.emit()
         self._on_change()
@@ -331,7 +331,7 @@ class GroupSession(Subscription):
             released = self._held(f"release[{index}]", release)
             # It may have become the member's again, or gone, before the command came.
             if released is not None and released.revoking:
-                self._pass_on([released], lost=False)
+                self._pass_on([released])
         self.echo(request)
         if request.leave:
             self._static_leave = True
@@ -460,7 +460,7 @@ class GroupSession(Subscription):
                 raise _at(error, f"{field}.delivery") from error
             if cursor.revoking:
                 # To seek would take it back from its next owner, who gets what is not acknowledged anyway.
-                self._pass_on([cursor], lost=False)
+                self._pass_on([cursor])
                 return
             delay_s = self._nack_delay_s(field, nack, key, tracker.commit_offset)
             # What is acknowledged by now counts before the place is chosen: it must not go back behind that.
@@ -526,7 +526,7 @@ class GroupSession(Subscription):
         moved = self.cursors.get(key)
         if moved is cursor:
             if cursor.revoking:
-                self._pass_on([cursor], lost=False)  # its next owner begins at the new place
+                self._pass_on([cursor])  # its next owner begins at the new place
                 return
             moved = self._take(assigned, cursor)
         if moved is None or moved.fence != assigned.fence:

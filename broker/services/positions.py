@@ -14,9 +14,6 @@ from broker.services import requests
 # 9999-12-31T23:59:59Z, the last moment that a Timestamp can name.
 TIMESTAMP_SECONDS_MAX: Final = 253_402_300_799
 
-EARLIEST: Final = subscriber_pb2.StartPosition(edge=subscriber_pb2.LOG_EDGE_EARLIEST)
-LATEST: Final = subscriber_pb2.StartPosition(edge=subscriber_pb2.LOG_EDGE_LATEST)
-
 
 def check_start(field: str, start: subscriber_pb2.StartPosition) -> None:
     """Raises INVALID_ARGUMENT for a place that can't be."""

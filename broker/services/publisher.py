@@ -71,7 +71,7 @@ class PublisherService:
     async def publish(self, data: bytes, call: Call) -> bytes:
         """Publish: appends one batch."""
         if self._draining is not None:
-            raise draining_error()
+            raise errors.draining()
         prepared = self._publishing.prepare(self._publishing.parse(data))
         timeout_s = min(call.timeout_s, self.settings.timeout_s)
         try:
@@ -160,11 +160,6 @@ class PublisherService:
             stream.end()
 
 
-def draining_error() -> PostbusError:
-    """UNAVAILABLE: connect elsewhere."""
-    return PostbusError(Reason.ERROR_REASON_DRAINING, "this node is shutting down; connect again", retry_after_ms=500)
-
-
 @dataclass(slots=True, eq=False)
 class _Pending:
     """A request that is not answered yet."""
@@ -242,7 +237,7 @@ class _PublishStream:
                 if self._half_closed:
                     return
                 if self._ending:
-                    raise draining_error()
+                    raise errors.draining()
         finally:
             sweeper.cancel()
 
@@ -304,7 +299,7 @@ class _PublishStream:
         if prepared.view.HasField("partition"):
             pending.partition = prepared.view.partition
         if self._ending:
-            raise draining_error()
+            raise errors.draining()
         self._refuse_after_failure(prepared)
         if self._service.ready_for(prepared):
             placed = self._service.place_now(prepared)

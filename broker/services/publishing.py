@@ -23,7 +23,6 @@ from broker.storage.batch import NewBatch
 from broker.stubs import view_pb2
 
 REQUEST_ID_BYTES_MAX: Final = 64
-KEY_BYTES_MAX: Final = 1024 * 1024
 TIMEOUT_S_MAX: Final = 600.0
 
 
@@ -117,7 +116,7 @@ class Publishing:
             parts = _left_out(parts, earlier)
             for part in parts:
                 topic.partitions[part.partition].check_request_room(prepared.request_id)
-        if view.HasField("precondition") and view.precondition.HasField("end_offset"):
+        if view.HasField("precondition"):
             for part in parts:
                 topic.partitions[part.partition].check_end_offset(view.precondition.end_offset)
         placed = [
@@ -159,7 +158,7 @@ class Publishing:
         )
         if earlier is not None:
             return earlier
-        if prepared.view.HasField("precondition") and prepared.view.precondition.HasField("end_offset"):
+        if prepared.view.HasField("precondition"):
             partition.check_end_offset(prepared.view.precondition.end_offset)
         return partition.append(
             NewBatch(

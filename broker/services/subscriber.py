@@ -17,7 +17,6 @@ from broker.services import delivery, positions, requests, subscribe_start
 from broker.services.adapter import Call, ServerStream
 from broker.services.delivery import Buffer, DeliveryLimits, Piece
 from broker.services.group_session import GroupSession, Memberships, assignment_lost, check_delivery
-from broker.services.publisher import draining_error
 from broker.services.subscribe_start import RESPONSE_BYTES_DEFAULT, RESPONSE_BYTES_MIN
 from broker.services.subscription import CHUNKS_PER_RESPONSE_MAX, Subscription, Surroundings, log_corrupt
 from broker.storage.batch import StoredBatch
@@ -44,12 +43,12 @@ class SubscriberService:
     async def subscribe(self, stream: ServerStream) -> None:
         """Subscribe: until the client leaves or something ends it."""
         if self._draining is not None:
-            raise draining_error()
+            raise errors.draining()
         opening = _Opening(stream)
         stream.start_reading(opening.receive, half_closed=opening.half_close, failed=opening.fail)
         start = await opening.start(self._surroundings.settings.start_timeout_s)
         if self._draining is not None:
-            raise draining_error()
+            raise errors.draining()
         requests.refuse_unknown(start)
         if start.ByteSize() != start.start.ByteSize() + _header_bytes(start):
             raise errors.invalid_field("start", "comes alone in the first message; send the rest in the next ones")
@@ -68,7 +67,7 @@ class SubscriberService:
     async def fetch(self, request: subscriber_pb2.FetchRequest, call: Call) -> bytes:
         """Fetch: a long poll."""
         if self._draining is not None:
-            raise draining_error()
+            raise errors.draining()
         plan = await self._plan_fetch(request, call)
         deadline = self._surroundings.clock.monotonic() + plan.wait_s
         while True:

@@ -23,7 +23,7 @@ from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
 from broker.services.cursor import Cursor
 from broker.services.delivery import Buffer
-from broker.services.subscribe_start import Plan, SubscriberSettings
+from broker.services.subscribe_start import CREDIT_MAX, Plan, SubscriberSettings
 from broker.storage.batch import StoredBatch
 from broker.storage.errors import LogCorrupt, OffsetOutOfRange
 
@@ -217,7 +217,7 @@ class Subscription:
             return
         if not isinstance(self.flow, CreditLimit):
             raise errors.invalid_field("credit", "needs start.explicit_credit")
-        if request.credit.records > 1 << 62 or request.credit.bytes > 1 << 62:
+        if max(request.credit.records, request.credit.bytes) > CREDIT_MAX:
             raise errors.invalid_field("credit", "is too much")
         self.flow.add(request.credit)
 
@@ -307,11 +307,7 @@ class Subscription:
                 if self._failure is not None:
                     raise self._failure
                 if self._ending:
-                    raise PostbusError(
-                        Reason.ERROR_REASON_DRAINING,
-                        "this node is shutting down; connect again",
-                        retry_after_ms=500,
-                    )
+                    raise errors.draining()
                 if self.half_closed or self._all_stopped():
                     await self.finish()
                     await self._write_events()
