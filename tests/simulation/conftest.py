@@ -1,0 +1,7 @@
+"""Makes the simulator importable by name: tests are imported by path and are no package."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "chaos"))  # the history checker
