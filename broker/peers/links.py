@@ -6,7 +6,10 @@ after `closed` nothing more arrives, and what was sent last may or may not have 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+MESSAGE_BYTES_MAX: Final = 15 * 1024 * 1024
+"""Largest message of a link; gRPC's limit on the peer port is 16 MiB, its frame included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Link(Protocol):
 
     @property
     def peer(self) -> PeerId:
-        """The other end."""
+        """The other end. Before its store id is known, nothing that was sent is on its way."""
 
     @property
     def has_room(self) -> bool:

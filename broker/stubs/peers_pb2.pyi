@@ -1,9 +1,15 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class PeerFrame(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, messages: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PeerCall(_message.Message):
     __slots__ = ("call_id", "method", "payload", "timeout_ms")
@@ -18,14 +24,18 @@ class PeerCall(_message.Message):
     def __init__(self, call_id: _Optional[int] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class PeerAnswer(_message.Message):
-    __slots__ = ("call_id", "payload", "error")
+    __slots__ = ("call_id", "payload", "error", "not_taken", "fault")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    NOT_TAKEN_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     payload: bytes
     error: PeerError
-    def __init__(self, call_id: _Optional[int] = ..., payload: _Optional[bytes] = ..., error: _Optional[_Union[PeerError, _Mapping]] = ...) -> None: ...
+    not_taken: str
+    fault: str
+    def __init__(self, call_id: _Optional[int] = ..., payload: _Optional[bytes] = ..., error: _Optional[_Union[PeerError, _Mapping]] = ..., not_taken: _Optional[str] = ..., fault: _Optional[str] = ...) -> None: ...
 
 class PeerError(_message.Message):
     __slots__ = ("reason", "message", "field", "resource_kind", "resource_name", "retry_after_ms", "metadata")
