@@ -3,7 +3,7 @@
 Pure: identifiers and the time come with the command. `decide` changes nothing; applying the records does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +16,7 @@ from broker.errors import PostbusError, Reason, invalid_field
 from broker.stubs.metadata_log_pb2 import (
     ClusterCreated,
     MetadataRecord,
+    PartitionRecord,
     PartitionsAdded,
     ProducerIdsReserved,
     TopicChanged,
@@ -149,7 +150,7 @@ def _adopt_logs(state: ClusterState, command: AdoptLogs) -> list[MetadataRecord]
                 topic_created=TopicCreated(
                     name=f"recovered-{log_id}",
                     topic_id=topic_id,
-                    log_ids=[log_id],
+                    partitions=_partitions([log_id]),
                     replication_factor=1,
                     config=for_ever.SerializeToString(deterministic=True),
                     create_time_us=command.now_us,
@@ -178,7 +179,7 @@ def _create_topic(state: ClusterState, command: CreateTopic, rules: Rules) -> li
     created = TopicCreated(
         name=command.name,
         topic_id=command.topic_id,
-        log_ids=range(state.next_log_id, state.next_log_id + partition_count),
+        partitions=_partitions(range(state.next_log_id, state.next_log_id + partition_count)),
         replication_factor=replication_factor,
         config=command.config.SerializeToString(deterministic=True),
         labels=command.labels,
@@ -204,7 +205,12 @@ def _update_topic(state: ClusterState, command: UpdateTopic, rules: Rules) -> li
     if "labels" in command.paths:
         _check_labels(command.labels)
         labels = dict(command.labels)
-    changed = TopicChanged(topic_id=topic.topic_id, config=config.SerializeToString(deterministic=True), labels=labels)
+    changed = TopicChanged(
+        topic_id=topic.topic_id,
+        config=config.SerializeToString(deterministic=True),
+        labels=labels,
+        replication_factor=topic.replication_factor,
+    )
     if changed.config == topic.config and tuple(sorted(labels.items())) == topic.labels:
         return []
     return [MetadataRecord(topic_changed=changed)]
@@ -222,7 +228,7 @@ def _add_partitions(state: ClusterState, command: AddPartitions, rules: Rules) -
         return []
     _check_partition_count(state, topic.partition_count, command.partition_count, rules)
     log_ids = range(state.next_log_id, state.next_log_id + added)
-    return [MetadataRecord(partitions_added=PartitionsAdded(topic_id=topic.topic_id, log_ids=log_ids))]
+    return [MetadataRecord(partitions_added=PartitionsAdded(topic_id=topic.topic_id, partitions=_partitions(log_ids)))]
 
 
 def _delete_topic(state: ClusterState, command: DeleteTopic) -> list[MetadataRecord]:
@@ -295,3 +301,7 @@ def _config_fields(paths: tuple[str, ...]) -> set[str]:
         elif path != "labels":
             raise invalid_field("update_mask", f'{path!r} can not be changed; only "labels" and "config.…" can')
     return fields
+
+
+def _partitions(log_ids: Iterable[int]) -> list[PartitionRecord]:
+    return [PartitionRecord(log_id=log_id, replicas=[1], isr=[1], leader=1) for log_id in log_ids]

@@ -17,7 +17,8 @@ from typing import Any, Final, Protocol
 from google.protobuf.message import DecodeError
 
 from broker.controller.decisions import Command, Rules, decide
-from broker.controller.state import ClusterState, MetadataError, apply, from_snapshot, to_snapshot
+from broker.controller.image import apply, from_snapshot, to_snapshot
+from broker.controller.state import ClusterState, MetadataError
 from broker.stubs.metadata_log_pb2 import MetadataRecord, MetadataSnapshot
 
 LOG_FAMILY: Final = "log"
@@ -79,7 +80,7 @@ def load(engine: MetaEngine) -> Loaded:
             for key, value in entries:
                 if key != _key(state.index + 1):
                     raise MetadataError(f"metadata record {state.index + 1} is missing from the log")
-                state = apply(state, MetadataRecord.FromString(value))
+                state = apply(state, [MetadataRecord.FromString(value)], index=state.index + 1)
             key = _key(state.index + 1)
     except DecodeError as error:
         raise MetadataError(f"the metadata log holds something that is no record: {error}") from error
@@ -126,7 +127,7 @@ class MetadataLog:
         after = before
         ops = []
         for record in records:
-            after = apply(after, record)
+            after = apply(after, [record], index=after.index + 1)
             ops.append(("put", LOG_FAMILY, _key(after.index), record.SerializeToString(deterministic=True)))
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # With no records too: what made the command superfluous may itself not be durable yet.
@@ -141,7 +142,7 @@ class MetadataLog:
         """The image as `command` would make it; nothing is kept. Raises what `execute` would."""
         state = self._decided
         for record in decide(state, command, rules=self._rules):
-            state = apply(state, record)
+            state = apply(state, [record], index=state.index + 1)
         return state
 
     async def close(self) -> None:
