@@ -1,6 +1,7 @@
 """Loads on a node, each in a process of its own: prints one JSON object. usage: loads.py NAME ADDRESS [KEY=VALUE…]"""
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -105,6 +106,34 @@ async def idle_subscribers(address: str, *, topic: str, subscribers: int) -> Res
     return {}
 
 
+async def every_5_ms(address: str, *, topic: str, seconds: int) -> Result:
+    """A publisher that never waits for an answer; what it measures is the longest time in which none came."""
+    answered: list[float] = []
+    failed = 0
+
+    async def follow(delivery: Any) -> None:
+        nonlocal failed
+        try:
+            await delivery
+            answered.append(time.perf_counter())
+        except Exception as error:
+            failed += 1
+            print(f"not acknowledged: {error!r}", file=sys.stderr)
+
+    async with Client(address) as client, client.publisher(linger=0) as publisher:
+        await (await publisher.publish(topic, b"first"))
+        print("publishing", flush=True)
+        begin = time.perf_counter()
+        following: list[asyncio.Task[None]] = []
+        while time.perf_counter() - begin < seconds:
+            following.append(asyncio.create_task(follow(await publisher.publish(topic, b"%d" % len(following)))))
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*following)
+    moments = [begin, *sorted(answered)]
+    longest = max(later - earlier for earlier, later in itertools.pairwise(moments))
+    return {"longest_pause_s": longest, "acknowledged": len(answered), "lost": failed}
+
+
 LOADS: dict[str, Callable[..., Awaitable[Result]]] = {
     load.__name__: load
     for load in (
@@ -114,6 +143,7 @@ LOADS: dict[str, Callable[..., Awaitable[Result]]] = {
         subscribe_records,
         one_in_flight,
         idle_subscribers,
+        every_5_ms,
     )
 }
 

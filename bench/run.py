@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,7 +65,14 @@ QUICK = Scale(rounds=1, records=200_000, stored_mb=100, idle_subscribers=200)
 
 def main() -> int:
     """Runs what was asked for; 0 if every measurement could be made, targets met or not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return run_measurements(MEASUREMENTS, description=__doc__ or "")
+
+
+def run_measurements(
+    measurements: "Mapping[str, Callable[[Path, Scale], Iterator[Figure]]]", *, description: str
+) -> int:
+    """The command line that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a short run, to see that everything works")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each measurement (default 5, quick 1)")
     parser.add_argument("--only", default="", help="only measurements whose name contains this")
@@ -78,7 +85,7 @@ def main() -> int:
     print(machine.describe(folder), flush=True)
     figures: list[Figure] = []
     try:
-        for name, measure in MEASUREMENTS.items():
+        for name, measure in measurements.items():
             if options.only in name:
                 for figure in measure(folder, scale):
                     figures.append(figure)
@@ -140,7 +147,7 @@ def publishing(folder: Path, scale: Scale) -> Iterator[Figure]:
             with bus.running(data) as node:
                 _make_topic(node.address, "load")
                 machine.reset_peak(node.pid)
-                result = _load(load, node.address, topic="load", records=records, **settings)
+                result = run_load(load, node.address, topic="load", records=records, **settings)
                 peaks.append(machine.peak_mb(node.pid))
             values.append(result["records_per_second"])
             shutil.rmtree(data)
@@ -157,11 +164,11 @@ def subscribing(folder: Path, scale: Scale) -> Iterator[Figure]:
         for size, records in ((100, scale.records), (1000, max(scale.records // 10, 20_000))):
             topic = f"stored-{size}"
             _make_topic(node.address, topic)
-            _load("bulk_publish", node.address, topic=topic, records=records, record_bytes=size, chunk=2000, keyed=0)
+            run_load("bulk_publish", node.address, topic=topic, records=records, record_bytes=size, chunk=2000, keyed=0)
             for load, target in (("subscribe_batches", 6e5), ("subscribe_records", 3e5)):
                 machine.reset_peak(node.pid)
                 values = [
-                    _load(load, node.address, topic=topic, records=records, group=f"{load}-{size}-{number}")[
+                    run_load(load, node.address, topic=topic, records=records, group=f"{load}-{size}-{number}")[
                         "records_per_second"
                     ]
                     for number in range(scale.rounds)
@@ -182,7 +189,7 @@ def latency(folder: Path, scale: Scale) -> Iterator[Figure]:
     with bus.running(data) as node:
         _make_topic(node.address, "load")
         results = [
-            _load("one_in_flight", node.address, topic="load", record_bytes=100, records=2000)
+            run_load("one_in_flight", node.address, topic="load", record_bytes=100, records=2000)
             for _ in range(scale.rounds)
         ]
         yield Figure(
@@ -219,8 +226,8 @@ def starting(folder: Path, scale: Scale) -> Iterator[Figure]:
     node = bus.start(data)
     _make_topic(node.address, "load")
     records = scale.stored_mb * 1000
-    _load("bulk_publish", node.address, topic="load", records=records, record_bytes=1000, chunk=2000, keyed=0)
-    _load("publish_one_by_one", node.address, topic="load", records=100_000, record_bytes=100)
+    run_load("bulk_publish", node.address, topic="load", records=records, record_bytes=1000, chunk=2000, keyed=0)
+    run_load("publish_one_by_one", node.address, topic="load", records=100_000, record_bytes=100)
     restarts: list[float] = []
     for _ in range(scale.rounds):
         bus.kill(node)
@@ -261,7 +268,8 @@ MEASUREMENTS: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
 # --- running things ---
 
 
-def _load(name: str, address: str, **settings: object) -> dict[str, float]:
+def run_load(name: str, address: str, **settings: object) -> dict[str, float]:
+    """One of bench/loads.py, as a process of its own."""
     command = [sys.executable, "-m", "bench.loads", name, address]
     command += [f"{key}={value}" for key, value in settings.items()]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=LOAD_TIMEOUT_S)
