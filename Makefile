@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo bench test chaos lint types layers proto-lint stubs stubs-check clients-check check clean
+.PHONY: help setup run demo bench test chaos simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,12 @@ test: $(INSTALLED) ## Runs the tests.
 chaos: $(INSTALLED) ## Kills a broker again and again under load (POSTBUS_CHAOS_SECONDS, POSTBUS_CHAOS_SEED).
 	@POSTBUS_CHAOS_SECONDS=$${POSTBUS_CHAOS_SECONDS:-120} POSTBUS_CHAOS_SEED=$${POSTBUS_CHAOS_SEED:-$$(date +%s)} \
 	  $(BIN)/python -m pytest -q tests/chaos/test_kill.py $(ARGS)
+
+simulate: $(INSTALLED) ## Simulates clusters under faults (POSTBUS_SIM_SEEDS how many, POSTBUS_SIM_SEED to replay one).
+	@POSTBUS_SIM_SEEDS=$${POSTBUS_SIM_SEEDS:-100} PYTHONHASHSEED=0 $(BIN)/python -m pytest -q tests/simulation $(ARGS)
+
+simulate-mutants: $(INSTALLED) ## Puts known bugs back, and checks that the simulation finds each.
+	@POSTBUS_SIM_MUTANTS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -q tests/simulation/test_mutants.py $(ARGS)
 
 lint: $(INSTALLED) ## Checks style.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

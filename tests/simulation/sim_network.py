@@ -214,7 +214,9 @@ class _End:
         if process is None or network.is_cut(self.me.node_id, self.other.me.node_id):
             return
         self._stalled = False
-        while self._scheduled < len(self._waiting):
+        # Before the other side has taken the link, nothing but the request for it is on its way.
+        handshake = self is self.link.client and not self.link.established
+        while self._scheduled < len(self._waiting) and not (handshake and self._waiting[self._scheduled][0] != "open"):
             self._scheduled += 1
             self._last_arrival = max(self._last_arrival, network.loop.now + network.delay_s())
             network.loop.call_in(process, self._last_arrival - network.loop.now, self._arrive)
@@ -237,6 +239,7 @@ class _End:
         elif kind == "accepted":
             other.peer = self.me
             self.link.established = True
+            other.flow()
         elif kind == "end":
             other.lost(hint=False)
         elif other.open and other.handler is not None:
@@ -327,6 +330,8 @@ class _Link:
         """The server's side takes it, or does not."""
         server = self._server_transport
         assert server is not None
+        if not self.server.open:
+            return
         me = self._client_transport.me
         accept = server.services.get(self.service)
         refusal = ""
@@ -353,6 +358,7 @@ class _Link:
             self.client.lost(hint=False)
             self.client.lose_the_rest(some_arrive=False)
             self.server.lost(hint=False, delay_s=self.network.delay_s())
+            self.network.forget(self)
 
     def break_(self, *, half: bool) -> None:
         """The connection is gone."""
