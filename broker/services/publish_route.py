@@ -9,8 +9,9 @@ sequences), and fails as unknown if not. Nothing newer is placed meanwhile:
 
 * after a move, until the outcome of every part that was placed before it is known: it may be in the new leader's log
   or it may not, and only then does a newer one come after it in either case;
-* after a part came back, until those placed after it came back as well. The leader sees to that: what was sent in the
-  same round as a refused part is refused too.
+* after a part came back, until those placed after it came back as well. The leader sees to that: it takes the parts of
+  a round by their numbers and without a gap, so that nothing overtakes what it refused or never got. The next round
+  begins with what came back.
 
 When a part fails in a way that its publisher will repeat, the later parts of the same stream fail with it, so that the
 repetition does not come after them.
@@ -55,7 +56,18 @@ def verdict_of(error: PostbusError) -> Verdict:
 class Part:
     """One part of a request: what goes to one partition. The route's side of it."""
 
-    __slots__ = ("attempt", "doubtful", "order", "orphan", "outstanding", "over", "place", "repeatable", "size", "source")
+    __slots__ = (
+        "attempt",
+        "doubtful",
+        "order",
+        "orphan",
+        "outstanding",
+        "over",
+        "place",
+        "repeatable",
+        "size",
+        "source",
+    )
 
     def __init__(self, *, source: object | None, repeatable: bool, size: int) -> None:
         """source: the stream it came on; None: no other part depends on it. size: in bytes."""
@@ -86,6 +98,7 @@ class Send:
     node_id: int
     leader_epoch: int
     round: int
+    number: int  # in the round, from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,8 @@ class PublishRoute:
         self._window_bytes = window_bytes
         self._next_order = 0
         self._round = 0
+        self._number_in_round = 0
+        self._barrier: int | None = None  # order of the first part that the leader did not take; None: all
         self._waiting: deque[Part] = deque()
         self._outstanding: deque[Part] = deque()
         self._outstanding_bytes = 0
@@ -147,6 +162,8 @@ class PublishRoute:
     def take(self, part: Part) -> None:
         """The same for a part that was just appended to this node's log, while `direct`."""
         assert self.direct
+        if self._barrier is not None:
+            self._begin_round()
         self._number(part)
         part.attempt += 1
         part.place = (self._node_id, self.leader_epoch)
@@ -173,7 +190,7 @@ class PublishRoute:
         self.leader_epoch = leader_epoch
         self._moved = bool(self._outstanding)
         self._paused = False
-        self._round += 1
+        self._barrier = self._next_order if self._barrier is None else self._barrier
         self._judge()
 
     def answered(self, part: Part, attempt: int, verdict: Verdict, error: PostbusError | None = None) -> None:
@@ -186,8 +203,11 @@ class PublishRoute:
             self._over.append(Complete(part, None))
         elif verdict is Verdict.REFUSED:
             assert error is not None
+            if error.kind.retriable:
+                self._go_back_to(part)
             self._fail(part, error)
         else:
+            self._go_back_to(part)
             self._return(part, verdict, error)
         self._judge()
 
@@ -212,10 +232,8 @@ class PublishRoute:
         """Nobody waits for it any longer: its time is over, or its client went."""
         if part.over:
             return
-        if part.outstanding or part.doubtful:
-            error = timed_out(self.name)
-        else:
-            error = self._why or no_leader(self.name)
+        on_its_way = part.outstanding or part.doubtful
+        error = timed_out(self.name) if on_its_way else self._why or no_leader(self.name)
         self._forget(part)
         self._fail(part, error)
         self._judge()
@@ -241,10 +259,8 @@ class PublishRoute:
             return None
         if not self._settled():
             return None
-        if self._returned:
-            self._round += 1
-            self._waiting.extendleft(sorted(self._returned, key=lambda part: part.order, reverse=True))
-            self._returned.clear()
+        if self._barrier is not None:
+            self._begin_round()
         if self._paused or self.leader_id is None or not self._waiting:
             return None
         here = self.leader_id == self._node_id
@@ -257,16 +273,27 @@ class PublishRoute:
         self._outstanding.append(part)
         self._outstanding_bytes += part.size
         self._judge()
-        return PlaceHere(part) if here else Send(part, self.leader_id, self.leader_epoch, self._round)
+        if here:
+            return PlaceHere(part)
+        number, self._number_in_round = self._number_in_round, self._number_in_round + 1
+        return Send(part, self.leader_id, self.leader_epoch, self._round, number)
 
     def _settled(self) -> bool:
         if not self._outstanding:
             return True
         if self._moved:
             return False
-        if not self._returned:
-            return True
-        return self._outstanding[-1].order < min(part.order for part in self._returned)
+        return self._barrier is None or self._outstanding[-1].order < self._barrier
+
+    def _go_back_to(self, part: Part) -> None:
+        self._barrier = part.order if self._barrier is None else min(self._barrier, part.order)
+
+    def _begin_round(self) -> None:
+        self._barrier = None
+        self._round += 1
+        self._number_in_round = 0
+        self._waiting.extendleft(sorted(self._returned, key=lambda part: part.order, reverse=True))
+        self._returned.clear()
 
     # --- parts ---
 

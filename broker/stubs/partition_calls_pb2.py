@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"broker/stubs/partition_calls.proto\x12\x13postbus.internal.v1\"\xca\x02\n\x0bPublishPart\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\x12\x13\n\x0bsender_life\x18\x04 \x01(\x06\x12\r\n\x05round\x18\x05 \x01(\x03\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x07 \x01(\x05\x12\r\n\x05\x63odec\x18\x08 \x01(\x05\x12\x0c\n\x04\x61\x63ks\x18\t \x01(\x05\x12\x12\n\nrequest_id\x18\n \x01(\x0c\x12\x16\n\x0erecord_indexes\x18\x0b \x03(\r\x12\x13\n\x0bproducer_id\x18\x0c \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\r \x01(\x05\x12\x19\n\x11producer_sequence\x18\x0e \x01(\x03\x12\x17\n\nend_offset\x18\x0f \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_end_offset\"{\n\x0bPlacedRange\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x03\x12\x14\n\x0crecord_count\x18\x02 \x01(\x05\x12\x16\n\x0erecord_indexes\x18\x03 \x03(\r\x12\x16\n\x0e\x61ppend_time_us\x18\x04 \x01(\x03\x12\x11\n\tduplicate\x18\x05 \x01(\x08\"T\n\x11PublishPartAnswer\x12\x30\n\x06ranges\x18\x01 \x03(\x0b\x32 .postbus.internal.v1.PlacedRange\x12\r\n\x05\x65rror\x18\x02 \x01(\x0c\"G\n\x0b\x46indRequest\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x12\n\npartitions\x18\x02 \x03(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\"E\n\x11\x46indRequestAnswer\x12\x30\n\x05\x66ound\x18\x01 \x03(\x0b\x32!.postbus.internal.v1.FoundRequest\"S\n\x0c\x46oundRequest\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x30\n\x06ranges\x18\x02 \x03(\x0b\x32 .postbus.internal.v1.PlacedRange\"K\n\rTrimPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x15\n\rbefore_offset\x18\x03 \x01(\x03\"/\n\x13TrimPartitionAnswer\x12\x18\n\x10log_start_offset\x18\x01 \x01(\x03\":\n\x12\x44\x65scribePartitions\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x12\n\npartitions\x18\x02 \x03(\x05\"O\n\x18\x44\x65scribePartitionsAnswer\x12\x33\n\x08replicas\x18\x01 \x03(\x0b\x32!.postbus.internal.v1.ReplicaFacts\"\xbc\x01\n\x0cReplicaFacts\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x05\x12\r\n\x05leads\x18\x03 \x01(\x08\x12\x18\n\x10log_start_offset\x18\x04 \x01(\x03\x12\x12\n\nend_offset\x18\x05 \x01(\x03\x12\x1a\n\x12\x64urable_end_offset\x18\x06 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x07 \x01(\x03\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"broker/stubs/partition_calls.proto\x12\x13postbus.internal.v1\"\xda\x02\n\x0bPublishPart\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\x12\x13\n\x0bsender_life\x18\x04 \x01(\x06\x12\r\n\x05round\x18\x05 \x01(\x03\x12\x0e\n\x06number\x18\x10 \x01(\x05\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x07 \x01(\x05\x12\r\n\x05\x63odec\x18\x08 \x01(\x05\x12\x0c\n\x04\x61\x63ks\x18\t \x01(\x05\x12\x12\n\nrequest_id\x18\n \x01(\x0c\x12\x16\n\x0erecord_indexes\x18\x0b \x03(\r\x12\x13\n\x0bproducer_id\x18\x0c \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\r \x01(\x05\x12\x19\n\x11producer_sequence\x18\x0e \x01(\x03\x12\x17\n\nend_offset\x18\x0f \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_end_offset\"{\n\x0bPlacedRange\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x03\x12\x14\n\x0crecord_count\x18\x02 \x01(\x05\x12\x16\n\x0erecord_indexes\x18\x03 \x03(\r\x12\x16\n\x0e\x61ppend_time_us\x18\x04 \x01(\x03\x12\x11\n\tduplicate\x18\x05 \x01(\x08\"T\n\x11PublishPartAnswer\x12\x30\n\x06ranges\x18\x01 \x03(\x0b\x32 .postbus.internal.v1.PlacedRange\x12\r\n\x05\x65rror\x18\x02 \x01(\x0c\"G\n\x0b\x46indRequest\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x12\n\npartitions\x18\x02 \x03(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\"E\n\x11\x46indRequestAnswer\x12\x30\n\x05\x66ound\x18\x01 \x03(\x0b\x32!.postbus.internal.v1.FoundRequest\"S\n\x0c\x46oundRequest\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x30\n\x06ranges\x18\x02 \x03(\x0b\x32 .postbus.internal.v1.PlacedRange\"K\n\rTrimPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x15\n\rbefore_offset\x18\x03 \x01(\x03\"/\n\x13TrimPartitionAnswer\x12\x18\n\x10log_start_offset\x18\x01 \x01(\x03\":\n\x12\x44\x65scribePartitions\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x12\n\npartitions\x18\x02 \x03(\x05\"O\n\x18\x44\x65scribePartitionsAnswer\x12\x33\n\x08replicas\x18\x01 \x03(\x0b\x32!.postbus.internal.v1.ReplicaFacts\"\xbc\x01\n\x0cReplicaFacts\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x05\x12\r\n\x05leads\x18\x03 \x01(\x08\x12\x18\n\x10log_start_offset\x18\x04 \x01(\x03\x12\x12\n\nend_offset\x18\x05 \x01(\x03\x12\x1a\n\x12\x64urable_end_offset\x18\x06 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x07 \x01(\x03\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,25 +22,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'broker.stubs.partition_call
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PUBLISHPART']._serialized_start=60
-  _globals['_PUBLISHPART']._serialized_end=390
-  _globals['_PLACEDRANGE']._serialized_start=392
-  _globals['_PLACEDRANGE']._serialized_end=515
-  _globals['_PUBLISHPARTANSWER']._serialized_start=517
-  _globals['_PUBLISHPARTANSWER']._serialized_end=601
-  _globals['_FINDREQUEST']._serialized_start=603
-  _globals['_FINDREQUEST']._serialized_end=674
-  _globals['_FINDREQUESTANSWER']._serialized_start=676
-  _globals['_FINDREQUESTANSWER']._serialized_end=745
-  _globals['_FOUNDREQUEST']._serialized_start=747
-  _globals['_FOUNDREQUEST']._serialized_end=830
-  _globals['_TRIMPARTITION']._serialized_start=832
-  _globals['_TRIMPARTITION']._serialized_end=907
-  _globals['_TRIMPARTITIONANSWER']._serialized_start=909
-  _globals['_TRIMPARTITIONANSWER']._serialized_end=956
-  _globals['_DESCRIBEPARTITIONS']._serialized_start=958
-  _globals['_DESCRIBEPARTITIONS']._serialized_end=1016
-  _globals['_DESCRIBEPARTITIONSANSWER']._serialized_start=1018
-  _globals['_DESCRIBEPARTITIONSANSWER']._serialized_end=1097
-  _globals['_REPLICAFACTS']._serialized_start=1100
-  _globals['_REPLICAFACTS']._serialized_end=1288
+  _globals['_PUBLISHPART']._serialized_end=406
+  _globals['_PLACEDRANGE']._serialized_start=408
+  _globals['_PLACEDRANGE']._serialized_end=531
+  _globals['_PUBLISHPARTANSWER']._serialized_start=533
+  _globals['_PUBLISHPARTANSWER']._serialized_end=617
+  _globals['_FINDREQUEST']._serialized_start=619
+  _globals['_FINDREQUEST']._serialized_end=690
+  _globals['_FINDREQUESTANSWER']._serialized_start=692
+  _globals['_FINDREQUESTANSWER']._serialized_end=761
+  _globals['_FOUNDREQUEST']._serialized_start=763
+  _globals['_FOUNDREQUEST']._serialized_end=846
+  _globals['_TRIMPARTITION']._serialized_start=848
+  _globals['_TRIMPARTITION']._serialized_end=923
+  _globals['_TRIMPARTITIONANSWER']._serialized_start=925
+  _globals['_TRIMPARTITIONANSWER']._serialized_end=972
+  _globals['_DESCRIBEPARTITIONS']._serialized_start=974
+  _globals['_DESCRIBEPARTITIONS']._serialized_end=1032
+  _globals['_DESCRIBEPARTITIONSANSWER']._serialized_start=1034
+  _globals['_DESCRIBEPARTITIONSANSWER']._serialized_end=1113
+  _globals['_REPLICAFACTS']._serialized_start=1116
+  _globals['_REPLICAFACTS']._serialized_end=1304
 # @@protoc_insertion_point(module_scope)

@@ -6,12 +6,13 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PublishPart(_message.Message):
-    __slots__ = ("topic_id", "partition", "leader_epoch", "sender_life", "round", "batch", "record_count", "codec", "acks", "request_id", "record_indexes", "producer_id", "producer_epoch", "producer_sequence", "end_offset")
+    __slots__ = ("topic_id", "partition", "leader_epoch", "sender_life", "round", "number", "batch", "record_count", "codec", "acks", "request_id", "record_indexes", "producer_id", "producer_epoch", "producer_sequence", "end_offset")
     TOPIC_ID_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SENDER_LIFE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     RECORD_COUNT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +28,7 @@ class PublishPart(_message.Message):
     leader_epoch: int
     sender_life: int
     round: int
+    number: int
     batch: bytes
     record_count: int
     codec: int
@@ -37,7 +39,7 @@ class PublishPart(_message.Message):
     producer_epoch: int
     producer_sequence: int
     end_offset: int
-    def __init__(self, topic_id: _Optional[str] = ..., partition: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., sender_life: _Optional[int] = ..., round: _Optional[int] = ..., batch: _Optional[bytes] = ..., record_count: _Optional[int] = ..., codec: _Optional[int] = ..., acks: _Optional[int] = ..., request_id: _Optional[bytes] = ..., record_indexes: _Optional[_Iterable[int]] = ..., producer_id: _Optional[int] = ..., producer_epoch: _Optional[int] = ..., producer_sequence: _Optional[int] = ..., end_offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, topic_id: _Optional[str] = ..., partition: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., sender_life: _Optional[int] = ..., round: _Optional[int] = ..., number: _Optional[int] = ..., batch: _Optional[bytes] = ..., record_count: _Optional[int] = ..., codec: _Optional[int] = ..., acks: _Optional[int] = ..., request_id: _Optional[bytes] = ..., record_indexes: _Optional[_Iterable[int]] = ..., producer_id: _Optional[int] = ..., producer_epoch: _Optional[int] = ..., producer_sequence: _Optional[int] = ..., end_offset: _Optional[int] = ...) -> None: ...
 
 class PlacedRange(_message.Message):
     __slots__ = ("base_offset", "record_count", "record_indexes", "append_time_us", "duplicate")
