@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from broker.storage.envelope import Envelope, decode, decode_indexes
+
 
 @dataclass(slots=True)
 class NewBatch:
@@ -36,14 +38,46 @@ class StoredBatch:
     """What a read gives. Not frozen for speed; nobody changes one: the tail shares them."""
 
     base_offset: int
+    end_offset: int
+    """Exclusive; base_offset + record_count, or more where compaction took records out."""
     record_count: int
+    """0: compaction took all of them."""
     append_time_us: int
     leader_epoch: int
     codec: int
-    batch: bytes | memoryview
-    """A serialised RecordBatch, verbatim."""
+    envelope: bytes
+    """As stored, and as followers get it."""
+    batch_begin: int
+    """Where in the envelope the RecordBatch begins."""
+    deltas: bytes = b""
+    """As `envelope.encode_indexes` made them."""
+
+    @classmethod
+    def of_envelope(cls, value: bytes) -> "StoredBatch":
+        """Checks it. Raises EnvelopeDamaged."""
+        return cls.of_decoded(value, decode(value))
+
+    @classmethod
+    def of_decoded(cls, value: bytes, decoded: Envelope) -> "StoredBatch":
+        """decoded: what `envelope.decode` made of the value."""
+        return cls(
+            decoded.base_offset,
+            decoded.base_offset + decoded.span,
+            decoded.record_count,
+            decoded.append_time_us,
+            decoded.leader_epoch,
+            decoded.codec,
+            value,
+            decoded.batch_begin,
+            decoded.deltas,
+        )
 
     @property
-    def end_offset(self) -> int:
-        """Exclusive."""
-        return self.base_offset + self.record_count
+    def batch(self) -> memoryview:
+        """A serialised RecordBatch; verbatim, unless compaction took records out."""
+        return memoryview(self.envelope)[self.batch_begin :]
+
+    @property
+    def offset_deltas(self) -> tuple[int, ...]:
+        """Offsets of the records, counted from the base; empty: record i has base_offset + i (or there is none)."""
+        return decode_indexes(self.deltas)

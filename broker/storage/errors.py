@@ -57,3 +57,7 @@ class LogCorrupt(StorageError):
         self.log_id = log_id
         self.offset = offset
         self.why = why
+
+
+class ReplicaDiverged(StorageError):
+    """What a leader sent does not follow on what is here. Nothing of it was appended."""

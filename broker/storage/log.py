@@ -5,6 +5,9 @@ reads go to the reader threads (`log_reader.py`), and writes to the committer. I
 is deduplicated or what subscribers may see: replication does, with the two tables that are kept here because they
 derive from the log.
 
+A follower's log gets the leader's envelopes as they are (`append_replicated`), and gives up its end where it went
+another way than the leader's (`truncate`, `reset`); all that derives from the log goes with it in the same write.
+
 Time look-up searches the index by halves, because append times never fall within a log: exact, and with nothing to
 keep in step.
 
@@ -14,17 +17,21 @@ deduplication window has passed, because request ids are rebuilt from them.
 """
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from broker.storage import envelope
 from broker.storage.batch import Appended, NewBatch, StoredBatch
 from broker.storage.committer import Committer
 from broker.storage.engine import DeleteOp, Op, PutOp
-from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, StoreCorrupt, UnknownLog
+from broker.storage.envelope import Envelope
+from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, ReplicaDiverged, StoreCorrupt, UnknownLog
+from broker.storage.log_cut import Cut, plan_cut
 from broker.storage.log_reader import Indexed, LogReader
 from broker.storage.log_state import (
     BATCHES,
@@ -100,6 +107,8 @@ class PartitionLog:
         """Set by whoever knows the topic's settings; the store's maintenance follows them. None: unlimited."""
         self.may_use_reserve = False
         """True, for internal logs: appends go on below `disk_free_min_bytes`, down to `disk_reserve_bytes`."""
+        self.replicated_offset = 0
+        """The smallest end offset of all replicas, set by replication: tombstones from there on may not go yet."""
         self.written_end_offset = state.end_offset
         self.durable_end_offset = state.end_offset
         self.deleted = False
@@ -116,7 +125,12 @@ class PartitionLog:
         self._request_ids_loaded = state.end_offset == 0
         self._request_ids_load: asyncio.Task[None] | None = None
         self._start_time: tuple[int, int] | None = None  # (log start, append time of its batch), for retention
-        producers.high_watermark = state.end_offset
+        self._rearranging = asyncio.Lock()
+        """Held by what reads the index, and then writes what follows from it."""
+        self._frozen = False  # while truncate or reset run: nothing may be appended
+        self._saved_high_watermark = state.high_watermark
+        self._deleted_ranges: list[tuple[bytes, bytes]] = []  # whose space maintenance has to give back
+        producers.high_watermark = state.high_watermark
 
     @property
     def log_start_offset(self) -> int:
@@ -127,6 +141,18 @@ class PartitionLog:
     def end_offset(self) -> int:
         """The next offset to be given out; exclusive. May be ahead of what is written."""
         return self._state.end_offset
+
+    @property
+    def high_watermark(self) -> int:
+        """As set; at a start as saved, which may be less than it was. Up to there records are never taken back."""
+        return self._state.high_watermark
+
+    def set_high_watermark(self, offset: int) -> None:
+        """Moves it; a lower one is ignored. Saved with the next append."""
+        assert offset <= self._state.end_offset
+        if offset > self._state.high_watermark:
+            self._state.high_watermark = offset
+            self.producers.high_watermark = offset
 
     @property
     def last_append_time_us(self) -> int:
@@ -143,6 +169,24 @@ class PartitionLog:
         """(leader epoch, its first offset), ascending."""
         return self._state.leader_epochs
 
+    @property
+    def last_epoch(self) -> int:
+        """The newest batch's leader epoch; -1: there is none."""
+        epochs = self._state.leader_epochs
+        return epochs[-1][0] if epochs else -1
+
+    def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
+        """The largest known epoch that is not above, and its end offset; (-1, log start) if there is none.
+
+        The two sides compare these to find where they parted (KIP-101, KIP-279).
+        """
+        end_offset = self._state.end_offset
+        for known, first_offset in reversed(self._state.leader_epochs):
+            if known <= epoch:
+                return known, end_offset
+            end_offset = first_offset
+        return -1, self._state.log_start_offset
+
     def append(self, new: NewBatch, *, now_us: int, extra_ops: Sequence[Op] = ()) -> Appended:
         """Gives out offsets and queues the write; extra_ops are in it, all or nothing. Never blocks.
 
@@ -150,6 +194,7 @@ class PartitionLog:
         Raises DiskFull, RequestIdsFull, UnknownLog (deleted), StoreFailed. Appends nothing then.
         """
         self._check_appendable()
+        assert not self._frozen
         state = self._state
         epochs = state.leader_epochs
         assert new.record_count > 0
@@ -212,9 +257,190 @@ class PartitionLog:
         ticket = self._context.committer.submit(ops, size_bytes=size_bytes, listener=self)
         self._in_flight.append((ticket, end_offset, state.end_position))
         self._tail.add(
-            StoredBatch(base_offset, new.record_count, append_time_us, new.leader_epoch, new.codec, new.batch)
+            StoredBatch(
+                base_offset,
+                end_offset,
+                new.record_count,
+                append_time_us,
+                new.leader_epoch,
+                new.codec,
+                value,
+                len(value) - len(new.batch),
+            )
         )
         return Appended(base_offset, end_offset, append_time_us)
+
+    def append_replicated(self, envelopes: Sequence[bytes]) -> int:
+        """Appends what the leader has stored, byte by byte; all or nothing. Returns the new end offset. Never blocks.
+
+        Offsets may have gaps. A log that holds nothing takes a first batch that its start lies in.
+        Raises EnvelopeDamaged, ReplicaDiverged, DiskFull, UnknownLog, StoreFailed.
+        """
+        self._check_appendable()
+        assert not self._frozen
+        decoded = [envelope.decode(value) for value in envelopes]
+        self._check_follows(decoded)
+        if not decoded:
+            return self._state.end_offset
+        state, log_id = self._state, self.log_id
+        epochs = state.leader_epochs
+        ops: list[Op] = []
+        size_bytes = _APPEND_OVERHEAD_BYTES
+        producer_ids: dict[int, None] = {}
+        state.batches_deleted_offset = min(state.batches_deleted_offset, decoded[0].base_offset)
+        state.index_deleted_offset = min(state.index_deleted_offset, decoded[0].base_offset)
+        for value, batch in zip(envelopes, decoded, strict=True):
+            entry = envelope.encode_entry(
+                record_count=batch.record_count,
+                span=batch.span,
+                size_bytes=len(value),
+                crc=batch.crc,
+                append_time_us=batch.append_time_us,
+                leader_epoch=batch.leader_epoch,
+                position=state.end_position,
+                producer_id=batch.producer_id,
+                producer_epoch=batch.producer_epoch,
+                producer_sequence=batch.producer_sequence,
+                request_id=batch.request_id,
+                record_indexes=batch.indexes,
+            )
+            key = offset_key(log_id, batch.base_offset)
+            ops.append(("put", BATCHES, key, value))
+            ops.append(("put", INDEX, key, entry))
+            size_bytes += len(value) + len(entry)
+            state.end_position += len(value)
+            if not epochs or epochs[-1][0] != batch.leader_epoch:
+                epochs.append((batch.leader_epoch, batch.base_offset))
+            if batch.producer_id:
+                known = ProducerBatch(
+                    batch.producer_sequence, batch.base_offset, batch.end_offset, batch.append_time_us
+                )
+                forgotten = self.producers.replicate(batch.producer_id, batch.producer_epoch, known)
+                producer_ids[batch.producer_id] = None
+                producer_ids.update(dict.fromkeys(forgotten))
+            if batch.request_id and self._request_ids_loaded:
+                part = RequestPart(batch.base_offset, batch.span, batch.append_time_us, batch.record_indexes)
+                self.request_ids.add(batch.request_id, part)
+            self._tail.add(StoredBatch.of_decoded(value, batch))
+        last = decoded[-1]
+        state.end_offset = last.end_offset
+        state.last_append_time_us = max(state.last_append_time_us, last.append_time_us)
+        self.request_ids.expire(state.last_append_time_us)
+        ops.extend(self._producer_ops(producer_ids))
+        ops.append(self._state_op())
+        ticket = self._context.committer.submit(ops, size_bytes=size_bytes, listener=self)
+        self._in_flight.append((ticket, state.end_offset, state.end_position))
+        return state.end_offset
+
+    def _check_follows(self, decoded: Sequence[Envelope]) -> None:
+        end_offset, epoch = self._state.end_offset, self.last_epoch
+        empty = end_offset == self._state.log_start_offset
+        for batch in decoded:
+            covers_start = empty and batch.base_offset < end_offset < batch.end_offset
+            if batch.base_offset < end_offset and not covers_start:
+                raise ReplicaDiverged(f"a batch at offset {batch.base_offset}, the log ends at {end_offset}")
+            if batch.leader_epoch < epoch:
+                raise ReplicaDiverged(f"a batch of leader epoch {batch.leader_epoch} after one of {epoch}")
+            if batch.span < 1 or batch.record_count > batch.span:
+                raise ReplicaDiverged(f"a batch of {batch.record_count} records over {batch.span} offsets")
+            end_offset, epoch, empty = batch.end_offset, batch.leader_epoch, False
+
+    async def truncate(self, end_offset: int) -> int:
+        """Takes back all from there on, and from the start of the batch that it lies in; returns the new end.
+
+        All that derives from the log goes with it in one write, which is durable when this returns. Nothing may be
+        appended meanwhile. Raises OffsetOutOfRange below the log start, LogCorrupt, UnknownLog, StoreFailed.
+        """
+        async with self._rearranging, self._freeze():
+            state = self._state
+            if end_offset >= state.end_offset:
+                return state.end_offset
+            if end_offset < state.log_start_offset:
+                raise OffsetOutOfRange(end_offset, log_start_offset=state.log_start_offset, end_offset=state.end_offset)
+            changed = self.producers.after_cut(end_offset)
+            incomplete = [producer_id for producer_id, needs_index in changed.items() if needs_index]
+            index_begin = state.index_deleted_offset
+            cut = await self._in_reader(
+                lambda: plan_cut(self._reader, end_offset, begin=index_begin, incomplete_producers=incomplete)
+            )
+            self._check_exists()
+            self._cut(cut)
+            await self._context.committer.barrier()
+            return state.end_offset
+
+    def _cut(self, cut: Cut) -> None:
+        state = self._state
+        # The log start may lie in the batch that goes.
+        end_offset = max(cut.end_offset, state.log_start_offset)
+        state.end_offset = end_offset
+        state.last_append_time_us = cut.last_append_time_us
+        if cut.end_position is not None:
+            state.end_position = cut.end_position
+            state.start_position = min(state.start_position, cut.end_position)
+        state.leader_epochs[:] = [epoch for epoch in state.leader_epochs if epoch[1] < cut.end_offset]
+        state.high_watermark = min(state.high_watermark, end_offset)
+        state.compacted_offset = min(state.compacted_offset, end_offset)
+        state.positions_from = min(state.positions_from, end_offset)
+        self.request_ids.cut(cut.end_offset)
+        producer_ids = self.producers.cut(cut.end_offset, cut.producers)
+        ops: list[Op] = []
+        for family in (BATCHES, INDEX):
+            begin, end = offset_key(self.log_id, cut.end_offset), log_key(self.log_id + 1)
+            ops.append(("delete_range", family, begin, end))
+            self._deleted_ranges.append((begin, end))
+        ops.extend(self._producer_ops(producer_ids))
+        self._ends_anew(ops)
+
+    async def reset(self, start_offset: int) -> None:
+        """Empties the log; it begins and ends there. Durable when this returns. Nothing may be appended meanwhile."""
+        async with self._rearranging, self._freeze():
+            begin, end = log_key(self.log_id), log_key(self.log_id + 1)
+            self._state = LogState(
+                end_offset=start_offset,
+                log_start_offset=start_offset,
+                batches_deleted_offset=start_offset,
+                index_deleted_offset=start_offset,
+                high_watermark=start_offset,
+                compacted_offset=start_offset,
+            )
+            self.request_ids.clear()
+            self.producers.clear()
+            self.producers.high_watermark = start_offset
+            ops: list[Op] = [("delete_range", family, begin, end) for family in LOG_FAMILIES if family != STATE]
+            self._deleted_ranges.append((begin, end))
+            self._ends_anew(ops)
+            await self._context.committer.barrier()
+
+    def _ends_anew(self, ops: list[Op]) -> None:
+        state = self._state
+        self._tail = self._tail.cut(state.end_offset)
+        self._start_time = None
+        self._settle_due_us = 0
+        self.written_end_offset = min(self.written_end_offset, state.end_offset)
+        self.durable_end_offset = min(self.durable_end_offset, state.end_offset)
+        self._durable_position = state.end_position
+        self._context.committer.submit([*ops, self._state_op()], size_bytes=_APPEND_OVERHEAD_BYTES)
+
+    @contextlib.asynccontextmanager
+    async def _freeze(self) -> AsyncIterator[None]:
+        """Nothing is appended within, and nothing is in flight."""
+        self._check_exists()
+        assert not self._frozen
+        self._frozen = True
+        try:
+            await self._context.committer.barrier()
+            self._check_exists()
+            yield
+        finally:
+            self._frozen = False
+
+    def read_tail_envelopes(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch] | None:
+        """For followers: as `read_tail`, and up to the end of the log if end_offset says so."""
+        return self.read_tail(offset, end_offset=end_offset, max_bytes=max_bytes)
+
+    async def read_envelopes(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch]:
+        """For followers: as `read`. Ends below end_offset where that is neither in memory nor written yet."""
+        return await self.read(offset, end_offset=end_offset, max_bytes=max_bytes)
 
     def read_tail(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch] | None:
         """As `read`, from memory alone. None: not in memory. Raises OffsetOutOfRange, UnknownLog."""
@@ -224,8 +450,8 @@ class PartitionLog:
     async def read(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch]:
         """Whole batches below end_offset, in order, at least one if there is one.
 
-        The first holds `offset`, or is the first after the gap that does. Empty: nothing there yet. end_offset is not
-        above the high watermark, and so not above what is written.
+        The first holds `offset`, or is the first after the gap that does. Empty: nothing is written up to end_offset,
+        or compaction left nothing up to there; below the high watermark it is the latter.
         Raises OffsetOutOfRange (before the log start, or after the end), LogCorrupt, UnknownLog.
         """
         found = self.read_tail(offset, end_offset=end_offset, max_bytes=max_bytes)
@@ -291,7 +517,7 @@ class PartitionLog:
             self.on_progress()
 
     async def apply_retention(self, now_us: int, retention_us: int | None, retention_bytes: int | None) -> int:
-        """Trims what is too old or too much, never past the durable end; returns the log start.
+        """Trims what is too old or too much, never past the high watermark; returns the log start.
 
         A batch goes when its append time is more than retention_us ago. By size, whole batches go until the rest fits,
         but never the newest one.
@@ -299,21 +525,29 @@ class PartitionLog:
         self._check_exists()
         if not self._retention_is_due(now_us, retention_us, retention_bytes):
             return self.log_start_offset
-        begin, end, end_position = self.log_start_offset, self.durable_end_offset, self._durable_position
+        async with self._rearranging:
+            await self._apply_retention(now_us, retention_us, retention_bytes)
+        return self.log_start_offset
+
+    async def _apply_retention(self, now_us: int, retention_us: int | None, retention_bytes: int | None) -> None:
+        state = self._state
+        begin, end = state.log_start_offset, min(self.durable_end_offset, state.high_watermark)
+        end_position = state.end_position
+        if state.positions_from > begin:
+            retention_bytes = None  # sizes are known again when log compaction is through
         since_us = None if retention_us is None else now_us - retention_us
         least_position = None if retention_bytes is None else end_position - retention_bytes
         kept = await self._in_reader(lambda: self._kept(begin, end, since_us=since_us, least_position=least_position))
         if not self.deleted:
             if kept is None:
-                self._trim(end, position=end_position)
+                self._trim(end, position=None)
             else:
                 self._start_time = (kept.base_offset, kept.entry.append_time_us)
                 self._trim(kept.base_offset, position=kept.entry.position)
-        return self.log_start_offset
 
     def _retention_is_due(self, now_us: int, retention_us: int | None, retention_bytes: int | None) -> bool:
         """A look that costs nothing, for the many logs with nothing to do."""
-        if self.log_start_offset >= self.durable_end_offset:
+        if self.log_start_offset >= min(self.durable_end_offset, self.high_watermark):
             return False
         if retention_bytes is not None and self.size_bytes > retention_bytes:
             return True
@@ -337,36 +571,45 @@ class PartitionLog:
         """True: `settle` may find something to delete."""
         return self._settle_due_us is not None and now_us >= self._settle_due_us
 
-    async def settle(self, now_us: int) -> tuple[bytes, bytes] | None:
+    async def settle(self, now_us: int) -> list[tuple[bytes, bytes]]:
         """Deletes the batches that lie wholly before the log start. For the store's maintenance.
 
-        Returns the range of keys whose space is to be given back.
+        Returns the ranges of keys whose space is to be given back.
         """
+        async with self._rearranging:
+            return await self._settle(now_us)
+
+    async def _settle(self, now_us: int) -> list[tuple[bytes, bytes]]:
         state = self._state
         log_start, position = state.log_start_offset, self._durable_position
         window_from_us = now_us - self.request_ids.window_us
         begin, index_begin = state.batches_deleted_offset, state.index_deleted_offset
 
-        def look_up() -> tuple[Indexed | None, int]:
-            at_start = self._reader.batch_at(log_start)
-            keep_from = log_start if at_start is None else at_start.base_offset
+        def look_up() -> tuple[Indexed | None, int, int]:
+            first = self._reader.batch_at(log_start) or self._reader.first_from(log_start)
+            keep_from = log_start if first is None else min(log_start, first.base_offset)
             young = self._reader.first_where(
                 lambda entry: entry.append_time_us >= window_from_us, begin=index_begin, end=keep_from
             )
-            return at_start, keep_from if young is None else young.base_offset
+            return first, keep_from, keep_from if young is None else young.base_offset
 
-        at_start, index_end = await self._in_reader(look_up)
+        first, batches_end, index_end = await self._in_reader(look_up)
         if self.deleted or state.log_start_offset != log_start:
-            return None  # deleted as a whole, or moved on: next time
-        batches_end = log_start if at_start is None else at_start.base_offset
-        if at_start is not None:
-            state.start_position = at_start.entry.position
+            return []  # deleted as a whole, or moved on: next time
+        if first is not None:
+            state.start_position = first.entry.position
         elif log_start == self.durable_end_offset:
             state.start_position = position
+        epochs = state.leader_epochs
+        while len(epochs) > 1 and epochs[1][1] <= log_start:
+            del epochs[0]
         ops: list[Op] = []
+        deleted_ranges, self._deleted_ranges = self._deleted_ranges, []
         if batches_end > begin:
             state.batches_deleted_offset = batches_end
-            ops.append(("delete_range", BATCHES, offset_key(self.log_id, begin), offset_key(self.log_id, batches_end)))
+            batches_begin_key, batches_end_key = offset_key(self.log_id, begin), offset_key(self.log_id, batches_end)
+            ops.append(("delete_range", BATCHES, batches_begin_key, batches_end_key))
+            deleted_ranges.append((batches_begin_key, batches_end_key))
         if index_end > index_begin:
             state.index_deleted_offset = index_end
             ops.append(
@@ -374,14 +617,16 @@ class PartitionLog:
             )
         # Index entries within the window: come back for them.
         self._settle_due_us = None if index_end >= batches_end else now_us + _SETTLE_AGAIN_US
-        if not ops:
-            return None
-        self._context.committer.submit([*ops, self._state_op()], size_bytes=_APPEND_OVERHEAD_BYTES)
-        await self._context.committer.barrier()
-        return (offset_key(self.log_id, begin), offset_key(self.log_id, batches_end)) if batches_end > begin else None
+        if ops:
+            self._context.committer.submit([*ops, self._state_op()], size_bytes=_APPEND_OVERHEAD_BYTES)
+            await self._context.committer.barrier()
+        return deleted_ranges
 
     async def load_request_ids(self) -> None:
-        """Rebuilds `request_ids` from the index. Comes before the first append with a request id; idempotent."""
+        """Rebuilds `request_ids` from the index, and completes `producers` above the high watermark.
+
+        Comes before the first append as a leader; idempotent. Followers keep it up once it is loaded.
+        """
         if self._request_ids_loaded:
             return
         if self._request_ids_load is None:
@@ -390,15 +635,31 @@ class PartitionLog:
 
     async def _load_request_ids(self) -> None:
         try:
-            begin, end = self._state.index_deleted_offset, self._state.end_offset
-            # The newest append time stands in for the clock: nothing is forgotten too early, `find` expires the rest.
-            since_us = self._state.last_append_time_us - self.request_ids.window_us
-            await self._context.committer.barrier()  # what is queued must be in the index
-            parts = await self._in_reader(lambda: self._reader.request_parts(begin=begin, since_us=since_us, end=end))
-            self.request_ids.add_all(parts)
-            self._request_ids_loaded = True
+            async with self._rearranging:
+                state = self._state
+                # The newest append time stands in for the clock: nothing is forgotten too early, `find` expires the
+                # rest.
+                since_us = state.last_append_time_us - self.request_ids.window_us
+                high_watermark = state.high_watermark
+                begin = state.index_deleted_offset
+                while begin < state.end_offset:  # a follower may go on appending
+                    end = state.end_offset
+                    await self._context.committer.barrier()  # what is queued must be in the index
+                    parts, producers = await self._in_reader(
+                        partial(self._read_known, begin, end, since_us, high_watermark)
+                    )
+                    self.request_ids.add_all(parts)
+                    self.producers.prepend(producers)
+                    begin = end
+                self._request_ids_loaded = True
         finally:
             self._request_ids_load = None
+
+    def _read_known(
+        self, begin: int, end: int, since_us: int, high_watermark: int
+    ) -> tuple[list[tuple[bytes, RequestPart]], list[tuple[int, int, ProducerBatch]]]:
+        parts = self._reader.request_parts(begin=begin, since_us=since_us, end=end)
+        return parts, self._reader.producer_batches(begin=max(begin, high_watermark), end=end)
 
     def table_put_op(self, key: bytes, value: bytes) -> PutOp:
         """For extra_ops: sets a key of the log's table, the compacted image of an internal log."""
@@ -419,9 +680,11 @@ class PartitionLog:
 
     def expire_producers(self, before_us: int) -> None:
         """Forgets producers that have been silent since then."""
+        if self._frozen:
+            return  # what a truncation has found out about them must stay true
         expired = self.producers.expire(before_us)
         if expired:
-            self._context.committer.submit(self._forget_producers(expired), size_bytes=32 * len(expired))
+            self._context.committer.submit(self._producer_ops(expired), size_bytes=32 * len(expired))
 
     def delete_ops(self) -> list[Op]:
         """For the store: what deletes the log whole."""
@@ -456,7 +719,6 @@ class PartitionLog:
         while in_flight and in_flight[0][0] <= ticket:
             _, self.durable_end_offset, self._durable_position = in_flight.popleft()
         self.written_end_offset = max(self.written_end_offset, self.durable_end_offset)
-        self.producers.high_watermark = self.durable_end_offset
         if self.on_progress is not None:
             self.on_progress()
 
@@ -465,11 +727,23 @@ class PartitionLog:
     def _remember_producer(self, new: NewBatch, base_offset: int, end_offset: int, append_time_us: int) -> list[Op]:
         batch = ProducerBatch(new.producer_sequence, base_offset, end_offset, append_time_us)
         forgotten = self.producers.record(new.producer_id, new.producer_epoch, batch)
-        key = producer_key(self.log_id, new.producer_id)
-        return [("put", PRODUCERS, key, self.producers.encode(new.producer_id)), *self._forget_producers(forgotten)]
+        return self._producer_ops((new.producer_id, *forgotten))
 
-    def _forget_producers(self, producer_ids: Sequence[int]) -> list[Op]:
-        return [("delete", PRODUCERS, producer_key(self.log_id, producer_id)) for producer_id in producer_ids]
+    def _producer_ops(self, producer_ids: Iterable[int]) -> list[Op]:
+        """Saves, or deletes, what is remembered of them."""
+        producers, log_id = self.producers, self.log_id
+        return [
+            ("put", PRODUCERS, producer_key(log_id, producer_id), producers.encode(producer_id))
+            if producer_id in producers
+            else ("delete", PRODUCERS, producer_key(log_id, producer_id))
+            for producer_id in producer_ids
+        ]
+
+    def save_high_watermark(self) -> None:
+        """For the store, before it closes."""
+        if self._state.high_watermark != self._saved_high_watermark and not self.deleted:
+            self._saved_high_watermark = self._state.high_watermark
+            self._context.committer.submit([self._state_op()], size_bytes=_APPEND_OVERHEAD_BYTES)
 
     def _state_op(self) -> PutOp:
         return ("put", STATE, self._key, self._state.encode())

@@ -9,7 +9,7 @@ There is no separate time index: append times never fall within a log, so the of
 time, exactly, in some twenty seeks of about 20 µs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from broker.storage import envelope
@@ -18,9 +18,11 @@ from broker.storage.engine import Engine
 from broker.storage.envelope import EnvelopeDamaged, IndexEntry
 from broker.storage.errors import LogCorrupt, StoreCorrupt
 from broker.storage.log_state import BATCHES, INDEX, TABLE, key_number, log_key, offset_key
+from broker.storage.producers import REMEMBERED_COUNT, ProducerBatch
 from broker.storage.request_ids import RequestPart
 
 READ_BATCHES_MAX: Final = 4096
+CHANGED_TIMES_MAX: Final = 10
 _SCAN_FIRST_COUNT: Final = 32
 _SCAN_COUNT_MAX: Final = 1024
 
@@ -34,7 +36,7 @@ class Indexed(NamedTuple):
     @property
     def end_offset(self) -> int:
         """Exclusive."""
-        return self.base_offset + self.entry.record_count
+        return self.base_offset + self.entry.span
 
 
 class LogReader:
@@ -50,8 +52,19 @@ class LogReader:
         A damaged or missing batch ends the answer before it; as the first it raises LogCorrupt. Raises StoreCorrupt
         for damage in the index.
         """
-        if offset >= end_offset:
-            return []
+        changed_times = 0
+        while offset < end_offset:
+            wanted = self._wanted(offset, end_offset=end_offset, max_bytes=max_bytes)
+            try:
+                return self.fetch(wanted)
+            except LogCorrupt:
+                # Compaction, or a trim, may have come between the index and the batch: then the index says so.
+                changed_times += 1
+                if changed_times >= CHANGED_TIMES_MAX or self.at(wanted[0].base_offset) == wanted[0]:
+                    raise
+        return []
+
+    def _wanted(self, offset: int, *, end_offset: int, max_bytes: int) -> list[Indexed]:
         wanted: list[Indexed] = []
         size_bytes = 0
         first = self.batch_at(offset)
@@ -60,7 +73,17 @@ class LogReader:
             if wanted and (size_bytes > max_bytes or len(wanted) >= READ_BATCHES_MAX):
                 break
             wanted.append(indexed)
-        return self._fetch(wanted) if wanted else []
+        return wanted
+
+    def at(self, base_offset: int) -> Indexed | None:
+        """The batch that begins there."""
+        found = self.last_at_or_before(base_offset)
+        return found if found is not None and found.base_offset == base_offset else None
+
+    def first_from(self, offset: int) -> Indexed | None:
+        """The first batch with base_offset >= offset."""
+        found = self._engine.scan(INDEX, offset_key(self._log_id, offset), log_key(self._log_id + 1), limit=1)
+        return self._indexed(*found[0]) if found else None
 
     def batch_at(self, offset: int) -> Indexed | None:
         """The batch that holds this offset."""
@@ -95,11 +118,42 @@ class LogReader:
         return [
             (
                 entry.request_id,
-                RequestPart(base_offset, entry.record_count, entry.append_time_us, entry.record_indexes),
+                RequestPart(base_offset, entry.span, entry.append_time_us, entry.record_indexes),
             )
             for base_offset, entry in self._entries(first.base_offset, end)
             if entry.request_id
         ]
+
+    def producer_batches(self, *, begin: int, end: int) -> list[tuple[int, int, ProducerBatch]]:
+        """(producer id, epoch, batch) of all batches in the range that came from producers, in order."""
+        return [
+            (indexed.entry.producer_id, indexed.entry.producer_epoch, _producer_batch(indexed))
+            for indexed in self._entries(begin, end)
+            if indexed.entry.producer_id
+        ]
+
+    def last_of_producers(
+        self, producer_ids: Iterable[int], *, begin: int, end: int, since_us: int
+    ) -> dict[int, tuple[int, list[ProducerBatch]]]:
+        """(epoch, last batches) of each producer as they were when the log ended at `end`; backwards until known."""
+        found: dict[int, tuple[int, list[ProducerBatch]]] = {}
+        wanted = set(producer_ids)
+        for indexed in self.entries_backwards(begin, end):
+            entry = indexed.entry
+            if not wanted or entry.append_time_us < since_us:
+                break
+            producer_id = entry.producer_id
+            if producer_id not in wanted:
+                continue
+            epoch, batches = found.setdefault(producer_id, (entry.producer_epoch, []))
+            if entry.producer_epoch == epoch and (not batches or entry.producer_sequence == batches[-1].sequence - 1):
+                batches.append(_producer_batch(indexed))
+                if len(batches) < REMEMBERED_COUNT and entry.producer_sequence:
+                    continue
+            wanted.discard(producer_id)
+        for _, batches in found.values():
+            batches.reverse()
+        return found
 
     def table_items(self) -> list[tuple[bytes, bytes]]:
         """The log's table, by key."""
@@ -128,6 +182,20 @@ class LogReader:
             begin = key_number(found[-1][0]) + 1
             count = min(count * 2, _SCAN_COUNT_MAX)
 
+    def entries_backwards(self, begin: int, end: int) -> Iterator[Indexed]:
+        """As `_entries`, from the end."""
+        count = _SCAN_FIRST_COUNT
+        while begin < end:
+            found = self._engine.scan(
+                INDEX, offset_key(self._log_id, begin), offset_key(self._log_id, end), limit=count, reverse=True
+            )
+            for key, value in found:
+                yield self._indexed(key, value)
+            if len(found) < count:
+                return
+            end = key_number(found[-1][0])
+            count = min(count * 2, _SCAN_COUNT_MAX)
+
     def _indexed(self, key: bytes, value: bytes) -> Indexed:
         base_offset = key_number(key)
         try:
@@ -135,7 +203,10 @@ class LogReader:
         except EnvelopeDamaged as error:
             raise LogCorrupt(self._log_id, base_offset, str(error)) from error
 
-    def _fetch(self, wanted: list[Indexed]) -> list[StoredBatch]:
+    def fetch(self, wanted: list[Indexed]) -> list[StoredBatch]:
+        """Those batches, up to the first that cannot be read. Raises LogCorrupt if that is the first of all."""
+        if not wanted:
+            return []
         keys = [offset_key(self._log_id, indexed.base_offset) for indexed in wanted]
         try:
             values = self._engine.multi_get(BATCHES, keys)
@@ -144,11 +215,11 @@ class LogReader:
             if len(wanted) == 1:
                 raise LogCorrupt(self._log_id, wanted[0].base_offset, str(error)) from error
             half = len(wanted) // 2
-            good = self._fetch(wanted[:half])
+            good = self.fetch(wanted[:half])
             if len(good) < half:
                 return good
             try:
-                return good + self._fetch(wanted[half:])
+                return good + self.fetch(wanted[half:])
             except LogCorrupt:
                 return good
         batches: list[StoredBatch] = []
@@ -171,11 +242,9 @@ class LogReader:
             raise LogCorrupt(self._log_id, indexed.base_offset, str(error)) from error
         if stored.crc != indexed.entry.crc or stored.base_offset != indexed.base_offset:
             raise LogCorrupt(self._log_id, indexed.base_offset, "batch and index entry do not belong together")
-        return StoredBatch(
-            stored.base_offset,
-            stored.record_count,
-            stored.append_time_us,
-            stored.leader_epoch,
-            stored.codec,
-            stored.batch,
-        )
+        return StoredBatch.of_decoded(value, stored)
+
+
+def _producer_batch(indexed: Indexed) -> ProducerBatch:
+    entry = indexed.entry
+    return ProducerBatch(entry.producer_sequence, indexed.base_offset, indexed.end_offset, entry.append_time_us)

@@ -61,8 +61,8 @@ def key_log_id(key: bytes) -> int:
     return log_id
 
 
-_VERSION: Final = 1
-_STATE: Final = struct.Struct(">BqqqqqqqI")
+_VERSION: Final = 2
+_STATE: Final = struct.Struct(">BqqqqqqqqqqI")
 _EPOCH: Final = struct.Struct(">iq")
 
 
@@ -74,13 +74,19 @@ class LogState:
     log_start_offset: int = 0
     last_append_time_us: int = 0
     end_position: int = 0
-    """Bytes of all envelopes that were ever appended."""
+    """Grows with every envelope that is appended. Only differences of positions mean anything."""
     start_position: int = 0
     """The same, up to the batch at log start; may lag behind it until maintenance has looked it up."""
     batches_deleted_offset: int = 0
     """Batches below are deleted from RocksDB."""
     index_deleted_offset: int = 0
     """Index entries below are deleted; they outlive their batches by the deduplication window."""
+    high_watermark: int = 0
+    """As last set; may lag behind by what was set since the last append."""
+    compacted_offset: int = 0
+    """Below, log compaction has left the newest record of each key only (and what it must not take yet)."""
+    positions_from: int = 0
+    """Positions of batches below are to be raised by the compaction pass that is under way (or was cut short)."""
     leader_epochs: list[tuple[int, int]] = field(default_factory=list)
     """(leader epoch, its first offset), ascending."""
 
@@ -95,6 +101,9 @@ class LogState:
             self.start_position,
             self.batches_deleted_offset,
             self.index_deleted_offset,
+            self.high_watermark,
+            self.compacted_offset,
+            self.positions_from,
             len(self.leader_epochs),
         )
         return fixed + b"".join([_EPOCH.pack(*epoch) for epoch in self.leader_epochs])
@@ -104,19 +113,11 @@ class LogState:
         """Raises ValueError if it is damaged or of an unknown version."""
         try:
             version, *numbers, epoch_count = _STATE.unpack_from(value)
-            end, start, append_time_us, end_position, start_position, batches_deleted, index_deleted = numbers
             epochs = list(_EPOCH.iter_unpack(value[_STATE.size :]))
         except struct.error as error:
             raise ValueError(f"a log's state of {len(value)} bytes is cut short") from error
         if version != _VERSION or len(epochs) != epoch_count:
             raise ValueError(f"a log's state of version {version} with {len(epochs)} leader epochs")
-        return cls(
-            end_offset=end,
-            log_start_offset=start,
-            last_append_time_us=append_time_us,
-            end_position=end_position,
-            start_position=start_position,
-            batches_deleted_offset=batches_deleted,
-            index_deleted_offset=index_deleted,
-            leader_epochs=[(epoch, first_offset) for epoch, first_offset in epochs],
-        )
+        state = cls(*numbers)
+        state.leader_epochs = [(epoch, first_offset) for epoch, first_offset in epochs]
+        return state

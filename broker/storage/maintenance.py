@@ -123,8 +123,7 @@ class Maintenance:
         if not log.deleted and (log.retention_us is not None or log.retention_bytes is not None):
             await log.apply_retention(now_us, log.retention_us, log.retention_bytes)
         if not log.deleted and log.settle_is_due(now_us):
-            deleted_range = await log.settle(now_us)
-            if deleted_range is not None:
+            for deleted_range in await log.settle(now_us):
                 self.range_deleted(*deleted_range)
         if not log.deleted:
             log.expire_producers(now_us - self._producer_expiry_ms * 1000)

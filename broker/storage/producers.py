@@ -1,13 +1,14 @@
 """Deduplication by producer sequence: what a log remembers of each producer.
 
 Pure. `PartitionLog` saves each producer's state in the same write as the batch that changed it. Every batch above the
-high watermark is remembered (its outcome may still be asked for), and the last five below it; what is saved is the
-last five, because after a restart nothing else was in flight. Rules: correctness.md section 6; the window of five is
+high watermark is remembered (its outcome may still be asked for), and the last five below it. What is saved is the
+last five; what else was above the high watermark comes from the index after a restart (`prepend`). Where the log is
+truncated, state is undone with it (`cut`), and what is not in memory comes from the index too. The window of five is
 Kafka's (`ProducerStateEntry.NUM_BATCHES_TO_RETAIN`), the most that its clients keep in flight.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from broker.storage.errors import StorageError
@@ -71,7 +72,7 @@ class ProducerTable:
     def __init__(self, *, producers_max: int = 10_000) -> None:
         self.producers_max = producers_max
         self.high_watermark = 0
-        """Set by the log as its batches become durable; replication may hold it further back."""
+        """Set through the log by whoever decides how far it is safe."""
         self._producers: dict[int, _Producer] = {}
 
     def __len__(self) -> int:
@@ -114,12 +115,77 @@ class ProducerTable:
             while len(batches) > REMEMBERED_COUNT and batches[REMEMBERED_COUNT].end_offset <= self.high_watermark:
                 del batches[0]
         self._producers[producer_id] = producer  # at the end: the most recently used
+        return self._evict()
+
+    def _evict(self) -> list[int]:
         forgotten = []
         while len(self._producers) > self.producers_max:
             oldest = next(iter(self._producers))
             del self._producers[oldest]
             forgotten.append(oldest)
         return forgotten
+
+    def replicate(self, producer_id: int, epoch: int, batch: ProducerBatch) -> list[int]:
+        """As `record`, for what the leader has checked. Compaction may have left gaps in the sequences there."""
+        producer = self._producers.get(producer_id)
+        if producer is not None and (producer.epoch != epoch or producer.batches[-1].sequence + 1 != batch.sequence):
+            producer = None
+        if producer is None:
+            self._producers.pop(producer_id, None)
+            self._producers[producer_id] = _Producer(epoch, [batch])
+            return self._evict()
+        return self.record(producer_id, epoch, batch)
+
+    def after_cut(self, end_offset: int) -> dict[int, bool]:
+        """The producers that `cut` would change; True: what they were below end_offset has to come from the index."""
+        changed = {}
+        for producer_id, producer in self._producers.items():
+            first, last = producer.batches[0], producer.batches[-1]
+            if last.end_offset > end_offset:
+                kept_count = sum(1 for batch in producer.batches if batch.end_offset <= end_offset)
+                complete = kept_count >= REMEMBERED_COUNT or (
+                    first.sequence == 0 and (kept_count or not producer.epoch)
+                )
+                changed[producer_id] = not complete
+        return changed
+
+    def cut(self, end_offset: int, from_index: Mapping[int, tuple[int, list[ProducerBatch]]]) -> tuple[int, ...]:
+        """Forgets the batches from end_offset on: the log was truncated. Returns the ids of the changed producers.
+
+        from_index: (epoch, batches) of those for which `after_cut` said True, as far as the index knows them.
+        """
+        changed = self.after_cut(end_offset)
+        for producer_id, incomplete in changed.items():
+            producer = self._producers[producer_id]
+            if incomplete and producer_id in from_index:
+                producer.epoch, batches = from_index[producer_id]
+                producer.batches = list(batches)
+            else:
+                producer.batches = [batch for batch in producer.batches if batch.end_offset <= end_offset]
+            if not producer.batches:
+                del self._producers[producer_id]
+        self.high_watermark = min(self.high_watermark, end_offset)
+        self._sort()
+        return tuple(changed)
+
+    def prepend(self, earlier: Iterable[tuple[int, int, ProducerBatch]]) -> None:
+        """Completes producers with (id, epoch, batch) in the order of the log, which were not saved with them."""
+        for producer_id, epoch, batch in reversed(list(earlier)):
+            producer = self._producers.get(producer_id)
+            if producer and producer.epoch == epoch and batch.sequence == producer.batches[0].sequence - 1:
+                producer.batches.insert(0, batch)
+
+    def first_offsets(self) -> dict[int, int]:
+        """Of each producer, where the oldest batch begins that is remembered."""
+        return {producer_id: producer.batches[0].base_offset for producer_id, producer in self._producers.items()}
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._producers.clear()
+        self.high_watermark = 0
+
+    def __contains__(self, producer_id: int) -> bool:
+        return producer_id in self._producers
 
     def expire(self, before_us: int) -> list[int]:
         """Forgets producers whose last batch was appended before then; returns their ids."""
@@ -141,9 +207,15 @@ class ProducerTable:
     def load(self, saved: Iterator[tuple[int, bytes]]) -> None:
         """Fills an empty table from (producer id, encoded state). Raises ValueError if one is damaged."""
         assert not self._producers
-        loaded = [(producer_id, _decode(value)) for producer_id, value in saved]
-        loaded.sort(key=lambda item: item[1].batches[-1].append_time_us)
-        self._producers = dict(loaded)
+        self._producers = {producer_id: _decode(value) for producer_id, value in saved}
+        self._sort()
+
+    def _sort(self) -> None:
+        self._producers = dict(sorted(self._producers.items(), key=lambda item: _log_order(item[1].batches[-1])))
+
+
+def _log_order(batch: ProducerBatch) -> tuple[int, int]:
+    return batch.append_time_us, batch.base_offset
 
 
 def _decode(value: bytes) -> _Producer:

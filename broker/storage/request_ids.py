@@ -73,6 +73,24 @@ class RequestIdTable:
         for request_id, part in parts:
             self.add(request_id, part)
 
+    def cut(self, end_offset: int) -> None:
+        """Forgets the parts from there on: the log was truncated."""
+        kept: dict[bytes, tuple[RequestPart, ...]] = {}
+        for request_id, parts in reversed(self._parts.items()):
+            if parts[-1].base_offset < end_offset:
+                break  # they are in the order of their newest part
+            kept[request_id] = tuple(part for part in parts if part.base_offset < end_offset)
+        for request_id in kept:
+            del self._parts[request_id]
+        remaining = [(request_id, parts) for request_id, parts in kept.items() if parts]
+        if remaining:
+            in_order = sorted([*self._parts.items(), *remaining], key=lambda item: item[1][-1].base_offset)
+            self._parts = dict(in_order)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._parts.clear()
+
     def expire(self, now_us: int) -> None:
         """Forgets ids whose newest part has left the window; many of them over several calls."""
         before_us = now_us - self.window_us

@@ -280,6 +280,9 @@ class LogStore:
             return
         self._closed = True
         await self._maintenance.stop()
+        if not self._committer.failed:
+            for log in self._logs.values():
+                log.save_high_watermark()
         # Drain before RocksDB's background work is cancelled: writes could stall without it.
         await self._committer.close()
         await self.meta.committer.close()

@@ -1,7 +1,8 @@
 """Recent batches in memory, so that subscribers that keep up never touch RocksDB.
 
 One bound in bytes for the whole node; when it is reached the oldest batch of all goes first, whichever log it belongs
-to. The batches are the very objects that were published: nothing is copied. On the loop only.
+to. They are kept as envelopes, the very bytes that are written, so that subscribers and followers are served alike
+and nothing is copied. On the loop only.
 """
 
 from bisect import bisect_right
@@ -52,7 +53,7 @@ class LogTail:
 
     def add(self, batch: StoredBatch) -> None:
         """Appends the log's newest batch."""
-        size_bytes = len(batch.batch) + BATCH_OVERHEAD_BYTES
+        size_bytes = len(batch.envelope) + BATCH_OVERHEAD_BYTES
         self._batches.append(batch)
         self._base_offsets.append(batch.base_offset)
         self.size_bytes += size_bytes
@@ -72,9 +73,9 @@ class LogTail:
             assert batch is not None
             if batch.base_offset >= end_offset:
                 break
-            if batch.base_offset + batch.record_count <= offset:
+            if batch.end_offset <= offset:
                 continue  # `offset` lies in the gap after it
-            size_bytes += len(batch.batch)
+            size_bytes += len(batch.envelope)
             if found and size_bytes > max_bytes:
                 break
             found.append(batch)
@@ -84,7 +85,7 @@ class LogTail:
         """Forgets the oldest batch."""
         oldest = self._batches[self._head]
         assert oldest is not None
-        self.size_bytes -= len(oldest.batch) + BATCH_OVERHEAD_BYTES
+        self.size_bytes -= len(oldest.envelope) + BATCH_OVERHEAD_BYTES
         self._batches[self._head] = None
         self._head += 1
         # Deleting from a list's front moves the rest: do it seldom, when at least half is gone.
@@ -92,6 +93,16 @@ class LogTail:
             del self._batches[: self._head]
             del self._base_offsets[: self._head]
             self._head = 0
+
+    def cut(self, end_offset: int) -> "LogTail":
+        """A tail with the batches below end_offset, in place of this one."""
+        kept = [batch for batch in self._batches[self._head :] if batch is not None and batch.end_offset <= end_offset]
+        # The order of eviction names this object once a batch, oldest first: batches can't be taken from its end.
+        self.close()
+        successor = self._tail.of_log()
+        for batch in kept:
+            successor.add(batch)
+        return successor
 
     def close(self) -> None:
         """Forgets everything, for good."""

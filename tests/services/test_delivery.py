@@ -11,6 +11,7 @@ from strategies import any_codec, batches_of, parsed, plain, stored
 from broker.errors import PostbusError
 from broker.services import delivery
 from broker.services.delivery import ENVELOPE_BYTES_MAX, DeliveryLimits, Piece
+from broker.storage import envelope
 from broker.storage.batch import StoredBatch
 
 
@@ -24,7 +25,15 @@ class FakePartition:
 
 
 def batch_at(base_offset: int, chosen: list[record_pb2.Record], codec: int = 0) -> StoredBatch:
-    return StoredBatch(base_offset, len(chosen), 1_700_000_000_123_456, 3, codec, stored(chosen, codec))
+    value, _ = envelope.encode(
+        stored(chosen, codec),
+        base_offset=base_offset,
+        record_count=len(chosen),
+        append_time_us=1_700_000_000_123_456,
+        leader_epoch=3,
+        codec=codec,
+    )
+    return StoredBatch.of_envelope(value)
 
 
 def limits(*, codecs: frozenset[int] = frozenset(), room: int = 1 << 20, records: int = 0) -> DeliveryLimits:

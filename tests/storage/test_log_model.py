@@ -156,6 +156,7 @@ class LogMachine(RuleBasedStateMachine):
     def retain_by_time(self, age_us: int) -> None:
         self.run(self.log.barrier())
         now_us = self.clock.wall_us()
+        self.log.set_high_watermark(self.end)
         kept = next((b.base_offset for b in self.batches if b.time_us >= now_us - age_us), self.end)
         self.run(self.log.apply_retention(now_us, age_us, None))
         self.start = max(self.start, kept)
@@ -163,6 +164,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(bytes_max=st.integers(0, 20_000))
     def retain_by_size(self, bytes_max: int) -> None:
         self.run(self.log.barrier())
+        self.log.set_high_watermark(self.end)
         self.run(self.store.maintain())  # so that the size is exact
         self.run(self.log.apply_retention(self.clock.wall_us(), None, bytes_max))
         kept, total = self.end, 0

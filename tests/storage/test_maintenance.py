@@ -26,6 +26,8 @@ async def fill(store: LogStore, log_ids: range, *, batches: int, now_us: int = 0
             await store.wait_for_room()
             store.create_log(log_id).append(NewBatch(os.urandom(BATCH), 10), now_us=now_us + number)
     await store.barrier()
+    for log_id in log_ids:
+        store.log(log_id).set_high_watermark(store.log(log_id).end_offset)
 
 
 async def test_the_space_of_deleted_logs_comes_back(open_store: OpenStore) -> None:

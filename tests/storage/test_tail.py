@@ -8,7 +8,7 @@ from broker.storage.tail import BATCH_OVERHEAD_BYTES, Tail
 
 
 def stored(base_offset: int, count: int, size: int = 100) -> StoredBatch:
-    return StoredBatch(base_offset, count, 0, 0, 0, bytes(size))
+    return StoredBatch(base_offset, base_offset + count, count, 0, 0, 0, bytes(size), 0)
 
 
 def test_the_batch_that_holds_the_offset_comes_first_and_is_not_copied() -> None:
