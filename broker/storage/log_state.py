@@ -15,6 +15,8 @@ INDEX: Final = "index"
 STATE: Final = "state"
 PRODUCERS: Final = "producers"
 TABLE: Final = "table"
+RAFT: Final = "raft"
+"""Of the meta database; broker/raft/storage.py says what is in it."""
 
 LOG_FAMILIES: Final = (BATCHES, INDEX, STATE, PRODUCERS, TABLE)
 OVERWRITTEN_FAMILIES: Final = frozenset((STATE, PRODUCERS, TABLE))
@@ -35,7 +37,8 @@ def data_families(*, memtable_bytes: int) -> dict[str, FamilyOptions]:
 
 def meta_families() -> dict[str, FamilyOptions]:
     """The column families of the `meta` database."""
-    return {"log": FamilyOptions(write_buffer_bytes=4 * MIB), "snapshot": FamilyOptions(write_buffer_bytes=4 * MIB)}
+    names = (RAFT, "log", "snapshot")
+    return {name: FamilyOptions(write_buffer_bytes=4 * MIB) for name in names}
 
 
 _LOG: Final = struct.Struct(">Q")
