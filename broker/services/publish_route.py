@@ -238,10 +238,20 @@ class PublishRoute:
         self._fail(part, error)
         self._judge()
 
+    def drop(self, part: Part) -> None:
+        """A fault took it: no more is said of it."""
+        part.over = True
+        self._forget(part)
+        self._judge()
+
+    def parts(self) -> list[Part]:
+        """All that are not over."""
+        return [*self._outstanding, *self._returned, *self._waiting]
+
     def delete(self, error: PostbusError) -> None:
         """The partition went."""
         self._gone = error
-        for part in [*self._outstanding, *self._returned, *self._waiting]:
+        for part in self.parts():
             self._forget(part)
             self._fail(part, error)
         self._judge()

@@ -1,8 +1,9 @@
-"""PublisherService: the unary call, the stream, and producer ids. What a request means is in publishing.py."""
+"""PublisherService: the unary call, the stream, and producer ids. What a request means is in publishing.py, and how its
+parts reach the leaders in forwarding.py."""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,18 +13,24 @@ from broker import errors
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.replication.partition import Published
-from broker.services import publishing, requests
+from broker.services import publish_route, publishing, requests
 from broker.services.adapter import Call, ServerStream, from_storage, timed_out
+from broker.services.batches import BatchPart
 from broker.services.delivery import varint
+from broker.services.forwarding import Forwarding, Work
 from broker.services.publishing import Prepared, Publishing
 from broker.storage.errors import StorageError
 from broker.stubs import view_pb2
 
 SWEEP_INTERVAL_S: Final = 1.0
+# What is left of a caller's time for the way back: an answer that comes after the deadline tells nothing.
+ANSWER_TIME_S: Final = 0.1
 # Acknowledgements in one frame, so that none comes near any client's message limit.
 ACKS_PER_FRAME_MAX: Final = 2000
 # The same in bytes, overdrawn by one: an answer that names each record of a split batch may have 300 kB.
 FRAME_BYTES_TARGET: Final = 512 * 1024
+# Places that the details of a unary call's failure name, so that all trailers stay below 6 kB.
+APPENDED_TOLD_MAX: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +50,20 @@ class PublisherService:
         self,
         *,
         publishing: Publishing,
+        forwarding: Forwarding,
         has_room: Callable[[], bool],
         wait_for_room: Callable[[], Awaitable[None]],
         init_producer: Callable[[int, int], Awaitable[tuple[int, int]]],
-        published: Callable[[str, int, int], None],
         answered: Callable[[str, float], None],
         clock: Clock,
         settings: PublisherSettings,
     ) -> None:
         self._publishing = publishing
+        self.forwarding = forwarding
         self._has_room = has_room
         self._wait_for_room = wait_for_room
         self._init_producer = init_producer
-        # For metrics: topic, records, bytes of what was appended; code and seconds of each request on a stream.
-        self._published = published
+        # For metrics: code and seconds of each request on a stream.
         self.answered = answered
         self.clock = clock
         self.settings = settings
@@ -73,54 +80,59 @@ class PublisherService:
         if self._draining is not None:
             raise errors.draining()
         prepared = self._publishing.prepare(self._publishing.parse(data))
-        timeout_s = min(call.timeout_s, self.settings.timeout_s)
+        time_left_s = max(call.timeout_s - ANSWER_TIME_S, call.timeout_s * 0.9)
+        timeout_s = min(time_left_s, self.settings.timeout_s)
+        deadline = self.clock.monotonic() + timeout_s
+        answer = _UnaryAnswer()
         try:
             async with asyncio.timeout(timeout_s):
-                placed = await self.place(prepared)
-                await self._safe(prepared, placed)
+                parts = self._publishing.split(prepared)
+                earlier: list[Published] = []
+                if self.must_wait(prepared, parts):
+                    earlier = await self.wait(prepared, parts, deadline=deadline)
+                self.submit(prepared, parts, answer, source=None, deadline=deadline, earlier=earlier)
+                await answer.over.wait()
         except TimeoutError:
-            raise timed_out("publishing", timeout_s) from None
+            if not answer.works:
+                raise timed_out("publishing", timeout_s) from None
+        finally:
+            for work in answer.works:
+                self.forwarding.give_up(work)
+        if answer.failure is not None or answer.fault is not None:
+            raise answer.failure_with_places()
         acks_none = prepared.view.acks == publisher_pb2.ACKS_NONE
-        return publishing.response([] if acks_none else placed).SerializeToString()
+        return publishing.response([] if acks_none else answer.places()).SerializeToString()
 
-    def ready_for(self, prepared: Prepared) -> bool:
-        """Whether `place_now` may be called without waiting for anything."""
-        return self._has_room() and not self._publishing.needs_request_ids(prepared)
+    def must_wait(self, prepared: Prepared, parts: list[BatchPart]) -> bool:
+        """Whether `wait` comes before `submit`."""
+        return self._publishing.waits(prepared, parts) or (
+            not self._has_room() and self._publishing.goes_here(prepared, parts)
+        )
 
-    async def place(self, prepared: Prepared) -> list[Published]:
-        """Waits for room, then appends."""
-        await self._wait_for_room()
-        if self._publishing.needs_request_ids(prepared):
-            await prepared.topic.load_request_ids()
-        return self.place_now(prepared)
+    async def wait(self, prepared: Prepared, parts: list[BatchPart], *, deadline: float) -> list[Published]:
+        """For room in this node's queue, and for what is known of the request's id."""
+        if self._publishing.goes_here(prepared, parts):
+            await self._wait_for_room()
+        if not self._publishing.waits(prepared, parts):
+            return []
+        timeout_s = max(deadline - self.clock.monotonic(), 0.001)
+        return await self._publishing.look_around(prepared, parts, timeout_s=timeout_s)
 
-    def place_now(self, prepared: Prepared) -> list[Published]:
-        """Appends."""
-        placed = self._publishing.place(prepared)
-        new = [part for part in placed if not part.duplicate]
-        if len(new) == len(placed):
-            self._published(prepared.topic.name, prepared.facts.record_count, len(prepared.batch))
-        elif new:
-            self._published(prepared.topic.name, sum(part.record_count for part in new), len(prepared.batch))
-        return placed
-
-    async def _safe(self, prepared: Prepared, placed: list[Published]) -> None:
-        safe: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        left = len(placed)
-
-        def done(error: PostbusError | None) -> None:
-            nonlocal left
-            left -= 1
-            if safe.done():
-                return
-            if error is not None:
-                safe.set_exception(error)
-            elif left == 0:
-                safe.set_result(None)
-
-        for part in placed:
-            prepared.topic.partitions[part.partition].when_safe(part.end_offset, prepared.view.acks, done)
-        await safe
+    def submit(
+        self,
+        prepared: Prepared,
+        parts: list[BatchPart],
+        answer: "_Answer",
+        *,
+        source: object | None,
+        deadline: float,
+        earlier: list[Published],
+    ) -> None:
+        """Sends the parts of a request on their way."""
+        works = self._publishing.works(prepared, parts, owner=answer, source=source, deadline=deadline, earlier=earlier)
+        answer.begin(works, earlier)
+        for work in works:
+            self.forwarding.submit(work)
 
     async def publish_stream(self, stream: ServerStream) -> None:
         """PublishStream: appends batches as they come."""
@@ -160,38 +172,126 @@ class PublisherService:
             stream.end()
 
 
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A request that is not answered yet."""
+class _Answer:
+    """What becomes of a request: over once each of its parts is, whatever became of the others."""
 
-    correlation_id: int
-    size_bytes: int
-    received: float
-    deadline: float = 0.0
-    acks: int = 0
-    topic: str = ""
-    partition: int | None = None  # as the request says
-    placed: list[Published] | None = None
-    unsafe: int = 0
-    safe: list[Published] | None = None
-    failure: PostbusError | None = None
+    __slots__ = ("earlier", "failed", "failure", "fault", "left", "works")
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self.earlier: list[Published] = []
+        self.failed: tuple[Work, ...] = ()
+        self.failure: PostbusError | None = None
+        self.fault: Exception | None = None
+        self.left = -1  # its parts are not known yet
+
+    def begin(self, works: list[Work], earlier: list[Published]) -> None:
+        """These are its parts."""
+        self.works = works
+        self.earlier = earlier
+        self.left = len(works)
+        if not works:
+            self.complete()
+
+    def part_done(self, work: Work, error: Exception | None) -> None:
+        """One of them is over."""
+        self.left -= 1
+        if error is not None:
+            self.part_failed(work, error)
+        if self.left == 0:
+            self.complete()
+
+    def part_failed(self, work: Work, error: Exception) -> None:
+        """The request fails, as unknown if any part is."""
+        # Its traceback holds the request and the frame that holds this: a cycle, until the collector comes.
+        error.__traceback__ = None
+        self.failed = (*self.failed, work)
+        if not isinstance(error, PostbusError):
+            self.fault = error
+        elif self.failure is None or (error.kind.outcome_unknown and not self.failure.kind.outcome_unknown):
+            self.failure = error
+
+    def complete(self) -> None:
+        """All are."""
+
+    def places(self) -> list[Published]:
+        """Where its records are, as far as they are safe."""
+        return [*self.earlier, *(part for work in self.works if work not in self.failed for part in work.published)]
+
+
+class _UnaryAnswer(_Answer):
+    """A unary call waits for it."""
+
+    __slots__ = ("over",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = asyncio.Event()
+
+    def complete(self) -> None:
+        self.over.set()
+
+    def failure_with_places(self) -> Exception:
+        """The failure; of a request in several parts, with what was appended all the same."""
+        if self.fault is not None:
+            return self.fault
+        assert self.failure is not None
+        there = self.places()
+        if there:
+            self.failure.metadata["appended"] = ", ".join(
+                f"{part.partition}: {part.base_offset} to {part.end_offset}" for part in there[:APPENDED_TOLD_MAX]
+            )
+        return self.failure
+
+
+class _Pending(_Answer):
+    """A request of a stream that is not answered yet."""
+
+    __slots__ = ("acks", "correlation_id", "deadline", "partition", "received", "size_bytes", "stream", "topic")
+
+    def __init__(self, stream: "_PublishStream", correlation_id: int, size_bytes: int, received: float) -> None:
+        super().__init__()
+        self.stream = stream
+        self.correlation_id = correlation_id
+        self.size_bytes = size_bytes
+        self.received = received
+        self.deadline = 0.0
+        self.acks = 0
+        self.topic = ""
+        self.partition: int | None = None  # as the request says
 
     @property
-    def complete(self) -> bool:
-        return self.failure is not None or (self.placed is not None and self.unsafe == 0)
+    def answered(self) -> bool:
+        return self.left == 0
+
+    def part_failed(self, work: Work, error: Exception) -> None:
+        super().part_failed(work, error)
+        if self.failure is None:
+            self.failure = publish_route.timed_out(
+                f"{work.partition.topic}/{work.partition.number}"
+            )  # the stream ends with the fault itself
+        self.stream.part_failed(self, error)
+
+    def complete(self) -> None:
+        self.stream.wake()
+
+    def fail(self, error: PostbusError) -> None:
+        """Before anything of it was on its way."""
+        error.__traceback__ = None
+        self.failure = error
+        self.left = 0
 
     def encode_ack(self) -> bytes:
         """The answer, as one element of `acks`: field 1 of PublishStreamResponse."""
         ack = publisher_pb2.PublishAck(correlation_id=self.correlation_id)
         if self.failure is None:
-            assert self.placed is not None
             ack.result.SetInParent()
             if self.acks != publisher_pb2.ACKS_NONE:
-                publishing.fill(ack.result, self.placed)
+                publishing.fill(ack.result, self.places())
         else:
             ack.failure.CopyFrom(self.failure.failure())
-            if self.safe:
-                publishing.fill(ack.partial, self.safe)
+            if there := self.places():
+                publishing.fill(ack.partial, there)
         encoded = ack.SerializeToString()
         return b"\x0a" + varint(len(encoded)) + encoded
 
@@ -228,7 +328,7 @@ class _PublishStream:
                 if self._draining is not None:
                     draining, self._draining = self._draining, None
                     await self._stream.write(draining.SerializeToString())
-                while self._pending and self._pending[0].complete:
+                while self._pending and self._pending[0].answered:
                     await self._stream.write(self._answer())
                 if self._pending:
                     continue
@@ -240,13 +340,16 @@ class _PublishStream:
                     raise errors.draining()
         finally:
             sweeper.cancel()
+            for pending in self._pending:
+                for work in pending.works:
+                    self._service.forwarding.give_up(work)
 
     def _answer(self) -> bytes:
         acks: list[bytes] = []
         size = 0
         now = self._service.clock.monotonic()
         while (
-            self._pending and self._pending[0].complete and len(acks) < ACKS_PER_FRAME_MAX and size < FRAME_BYTES_TARGET
+            self._pending and self._pending[0].answered and len(acks) < ACKS_PER_FRAME_MAX and size < FRAME_BYTES_TARGET
         ):
             answered = self._pending.popleft()
             self._pending_bytes -= answered.size_bytes
@@ -266,7 +369,7 @@ class _PublishStream:
     async def _receive(self, data: bytes) -> None:
         await self._room.wait()
         view = self._publishing.parse_stream(data)
-        pending = _Pending(view.correlation_id, len(data), self._service.clock.monotonic())
+        pending = _Pending(self, view.correlation_id, len(data), self._service.clock.monotonic())
         self._pending.append(pending)
         self._pending_bytes += len(data)
         if not self._has_room():
@@ -274,15 +377,13 @@ class _PublishStream:
         try:
             await self._place(view, pending)
         except PostbusError as error:
-            self._fail_request(pending, error)
+            self._refuse(pending, error)
         except StorageError as error:
-            self._fail_request(pending, from_storage(error))
+            self._refuse(pending, from_storage(error))
         except Exception:
             # A fault: the stream ends with it, and must not wait for an answer that nobody gives.
             self._pending.remove(pending)
             raise
-        if pending.complete:
-            self._wake.set()
 
     async def _place(self, view: view_pb2.PublishStreamRequestView, pending: _Pending) -> None:
         if requests.has_unknown_fields(view):
@@ -301,16 +402,18 @@ class _PublishStream:
         if self._ending:
             raise errors.draining()
         self._refuse_after_failure(prepared)
-        if self._service.ready_for(prepared):
-            placed = self._service.place_now(prepared)
-        else:
+        parts = self._publishing.split(prepared)
+        earlier: list[Published] = []
+        if self._service.must_wait(prepared, parts):
             try:
                 # Whoever outruns the disk waits here, unread.
                 async with asyncio.timeout(timeout_s):
-                    placed = await self._service.place(prepared)
+                    earlier = await self._service.wait(prepared, parts, deadline=pending.deadline)
             except TimeoutError:
                 raise timed_out("publishing", timeout_s) from None
-        self._await_safety(prepared, pending, placed)
+            # An earlier request may have failed meanwhile.
+            self._refuse_after_failure(prepared)
+        self._service.submit(prepared, parts, pending, source=self, deadline=pending.deadline, earlier=earlier)
 
     def _refuse_after_failure(self, prepared: Prepared) -> None:
         if not self._blocked:
@@ -319,44 +422,27 @@ class _PublishStream:
         for topic, partition in self._blocked:
             meets = partition is None or not view.HasField("partition") or view.partition == partition
             if topic == prepared.topic.name and meets:
-                place = topic if partition is None else f"{topic}/{partition}"
-                raise PostbusError(
-                    Reason.ERROR_REASON_PREDECESSOR_FAILED,
-                    f"an earlier request of this stream for {place} failed; nothing was appended:"
-                    " open a new stream and send both again, in order",
-                )
+                raise publish_route.predecessor_failed(topic if partition is None else f"{topic}/{partition}")
 
-    def _await_safety(self, prepared: Prepared, pending: _Pending, placed: list[Published]) -> None:
-        pending.placed = placed
-        pending.unsafe = len(placed)
-        for part in placed:
-            partition = prepared.topic.partitions[part.partition]
-            partition.when_safe(part.end_offset, pending.acks, self._when_safe(pending, part))
+    def _refuse(self, pending: _Pending, error: PostbusError) -> None:
+        """Nothing of it is on its way."""
+        pending.fail(error)
+        self._block(pending, error, [pending.partition])
+        self._wake.set()
 
-    def _when_safe(self, pending: _Pending, part: Published) -> Callable[[PostbusError | None], None]:
-        def done(error: PostbusError | None) -> None:
-            if error is not None:
-                self._fail_request(pending, error)
-                return
-            pending.unsafe -= 1
-            if len(pending.placed or ()) > 1:
-                pending.safe = [*(pending.safe or []), part]
-            if pending.unsafe == 0:
-                self._wake.set()
+    def part_failed(self, pending: _Pending, error: Exception) -> None:
+        """A part of a request of this stream failed: what comes later must not overtake its repetition."""
+        if isinstance(error, PostbusError):
+            self._block(pending, error, [work.partition.number for work in pending.works])
+        else:
+            self._fail(error)
 
-        return done
-
-    def _fail_request(self, pending: _Pending, error: PostbusError) -> None:
-        if pending.failure is not None:
-            return
-        # Its traceback holds the request and the frame that holds `pending`: a cycle, until the collector comes.
-        error.__traceback__ = None
-        pending.failure = error
+    def _block(self, pending: _Pending, error: PostbusError, partitions: Sequence[int | None]) -> None:
         if pending.topic and (error.kind.retriable or error.kind.outcome_unknown):
-            if pending.placed is None:
-                self._blocked.add((pending.topic, pending.partition))
-            for part in pending.placed or ():
-                self._blocked.add((pending.topic, part.partition))
+            self._blocked.update((pending.topic, partition) for partition in partitions)
+
+    def wake(self) -> None:
+        """A request may be answered."""
         self._wake.set()
 
     async def _sweep(self, owner: asyncio.Task[None]) -> None:
@@ -365,8 +451,9 @@ class _PublishStream:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             now = self._service.clock.monotonic()
             for pending in self._pending:
-                if pending.placed is not None and not pending.complete and pending.deadline <= now:
-                    self._fail_request(pending, timed_out("publishing", self._service.settings.timeout_s))
+                if pending.deadline <= now and not pending.answered:
+                    for work in pending.works:
+                        self._service.forwarding.give_up(work)
             since = self._stream.writing_since
             if since is not None and now - since > self._service.settings.unread_timeout_s:
                 await self._stream.end_unread(

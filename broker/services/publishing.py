@@ -1,11 +1,11 @@
-"""One publish request, from its checked bytes to its place in the log: shared by the unary call and the stream.
+"""One publish request, from its checked bytes to the parts that go to partitions: for the unary call and the stream.
 
-`prepare` looks at the request alone, `place` appends; between the two the caller may wait (for room, for request
-ids to be loaded). `place` itself never waits: deduplication, precondition and append belong together.
+`prepare` looks at the request alone; `works` makes its parts, each with all that its partition's leader needs. Where
+they go from there is forwarding.py's business, and what the log says to them placing.py's.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,10 +15,12 @@ from postbus.v1 import publisher_pb2
 
 from broker import errors
 from broker.clock import Clock
-from broker.replication.partition import Partition, Published
+from broker.replication.partition import Partition, Published, Role
 from broker.replication.partitions import LedTopic, Partitions
-from broker.services import batches, requests
+from broker.services import batches, placing, requests
 from broker.services.batches import BatchFacts, BatchLimits, BatchPart
+from broker.services.forwarding import Owner, Work
+from broker.services.sticky import Sticky
 from broker.storage.batch import NewBatch
 from broker.stubs import view_pb2
 
@@ -37,8 +39,12 @@ class Prepared:
     request_id: bytes
 
 
+# Asks the leaders of some partitions of a topic what they hold of a request: topic, partitions, id, seconds.
+LookUp = Callable[[LedTopic, list[Partition], bytes, float], Awaitable[list[Published]]]
+
+
 class Publishing:
-    """Turns requests into appends."""
+    """Turns requests into parts."""
 
     def __init__(
         self,
@@ -47,11 +53,19 @@ class Publishing:
         clock: Clock,
         batch_records_max: int,
         producer_exists: Callable[[int], bool],
+        node_id: int,
+        look_up: LookUp,
+        grown_us: Callable[[str], int],
     ) -> None:
+        """grown_us: when a topic (by name) got partitions last, by wall clock; 0: never."""
         self._partitions = partitions
         self._clock = clock
         self._batch_records_max = batch_records_max
         self._producer_exists = producer_exists
+        self._node_id = node_id
+        self._look_up = look_up
+        self._grown_us = grown_us
+        self._sticky: dict[str, Sticky] = {}
 
     def parse(self, data: bytes) -> view_pb2.PublishRequestView:
         """The view of a PublishRequest."""
@@ -99,41 +113,92 @@ class Publishing:
             )
         return Prepared(topic, view, batch, facts, view.request_id.encode())
 
-    def needs_request_ids(self, prepared: Prepared) -> bool:
-        """Whether `prepared.topic.load_request_ids()` has to be awaited first."""
-        return bool(prepared.request_id) and not prepared.topic.request_ids_loaded
+    def goes_here(self, prepared: Prepared, parts: Iterable[BatchPart]) -> bool:
+        """Whether anything may go to this node's own log."""
+        return any(prepared.topic.partitions[part.partition].role is Role.LEADER for part in parts)
 
-    def place(self, prepared: Prepared) -> list[Published]:
-        """Appends what is not there yet; answers for every record. Nothing is appended if anything is refused."""
+    def waits(self, prepared: Prepared, parts: Iterable[BatchPart]) -> bool:
+        """Whether `look_around` has to be awaited first."""
+        return bool(prepared.request_id) and (
+            bool(self._ids_missing(prepared.topic, parts)) or self._must_look_up(prepared)
+        )
+
+    async def look_around(self, prepared: Prepared, parts: Iterable[BatchPart], *, timeout_s: float) -> list[Published]:
+        """What an earlier try appended where the request would not go by now; loads the ids that are here."""
+        for partition in self._ids_missing(prepared.topic, parts):
+            if partition.local is not None:
+                await partition.local.load_request_ids()
+        if not self._must_look_up(prepared):
+            return []
+        topic = prepared.topic
+        return await self._look_up(topic, list(topic.partitions), prepared.request_id, timeout_s)
+
+    def _ids_missing(self, topic: LedTopic, parts: Iterable[BatchPart]) -> list[Partition]:
+        partitions = [topic.partitions[part.partition] for part in parts]
+        return [
+            partition for partition in partitions if partition.role is Role.LEADER and placing.ids_missing(partition)
+        ]
+
+    def _must_look_up(self, prepared: Prepared) -> bool:
+        """Keys may have gone elsewhere at the first try: the topic grew since a try could have been made."""
+        topic = prepared.topic
+        grown_us = self._grown_us(topic.name)
+        return bool(grown_us) and self._clock.wall_us() - grown_us <= topic.config.deduplication_window_us
+
+    def works(
+        self,
+        prepared: Prepared,
+        parts: list[BatchPart],
+        *,
+        owner: Owner,
+        source: object | None,
+        deadline: float,
+        earlier: list[Published],
+    ) -> list[Work]:
+        """Parts that are ready to be submitted, without what was appended earlier.
+
+        Raises, for the whole request, what can be told without appending.
+        """
         topic, view = prepared.topic, prepared.view
-        parts = self._route(prepared)
-        if view.HasField("producer"):
-            return [self._place_sequenced(topic.partition(parts[0].partition), prepared)]
-        earlier: list[Published] = []
-        if prepared.request_id:
-            now_us = self._clock.wall_us()
-            earlier = topic.find_request(prepared.request_id, now_us=now_us)
-            parts = _left_out(parts, earlier)
+        if earlier:
+            parts = placing.left_out(parts, earlier)
+        if len(parts) > 1 and prepared.request_id:
+            # All or nothing, as far as this node can tell.
             for part in parts:
-                topic.partitions[part.partition].check_request_room(prepared.request_id)
-        if view.HasField("precondition"):
-            for part in parts:
-                topic.partitions[part.partition].check_end_offset(view.precondition.end_offset)
-        placed = [
-            topic.partitions[part.partition].append(
-                NewBatch(
+                partition = topic.partitions[part.partition]
+                if partition.role is Role.LEADER:
+                    partition.check_request_room(prepared.request_id)
+        end_offset = view.precondition.end_offset if view.HasField("precondition") else None
+        producer = view.producer if view.HasField("producer") else None
+        works = [
+            Work(
+                partition=topic.partitions[part.partition],
+                new=NewBatch(
                     batch=part.batch,
                     record_count=part.record_count,
                     codec=prepared.facts.codec,
                     request_id=prepared.request_id,
                     record_indexes=part.record_indexes,
-                )
+                ),
+                acks=view.acks,
+                owner=owner,
+                source=source,
+                deadline=deadline,
+                end_offset=end_offset,
+                leader_only=view.leader_only,
             )
             for part in parts
         ]
-        return earlier + placed
+        if producer is not None:
+            (work,) = works
+            work.new.producer_id = producer.id
+            work.new.producer_epoch = producer.epoch
+            work.new.producer_sequence = producer.sequence
+            work.repeatable = True
+        return works
 
-    def _route(self, prepared: Prepared) -> list[BatchPart]:
+    def split(self, prepared: Prepared) -> list[BatchPart]:
+        """The request in parts, one a partition."""
         topic, view, facts = prepared.topic, prepared.view, prepared.facts
         count = len(topic.partitions)
         if view.HasField("partition"):
@@ -147,47 +212,21 @@ class Publishing:
                 # A retry through whichever node must meet its first try.
                 keyless = zlib.crc32(prepared.request_id) % count
             else:
-                keyless = topic.sticky_partition(len(prepared.batch))
+                keyless = self._keyless(topic, len(prepared.batch))
             return batches.split_by_key(prepared.batch, partition_count=count, keyless_partition=keyless)
         return [BatchPart(whole, prepared.batch, facts.record_count, ())]
 
-    def _place_sequenced(self, partition: Partition, prepared: Prepared) -> Published:
-        producer = prepared.view.producer
-        earlier = partition.find_sequence(
-            producer_id=producer.id, producer_epoch=producer.epoch, sequence=producer.sequence
-        )
-        if earlier is not None:
-            return earlier
-        if prepared.view.HasField("precondition"):
-            partition.check_end_offset(prepared.view.precondition.end_offset)
-        return partition.append(
-            NewBatch(
-                batch=prepared.batch,
-                record_count=prepared.facts.record_count,
-                codec=prepared.facts.codec,
-                producer_id=producer.id,
-                producer_epoch=producer.epoch,
-                producer_sequence=producer.sequence,
-            )
-        )
+    def _keyless(self, topic: LedTopic, size_bytes: int) -> int:
+        sticky = self._sticky.get(topic.topic_id)
+        if sticky is None:
+            sticky = self._sticky[topic.topic_id] = Sticky(self._node_id)
+        return sticky.choose(topic.partitions, size_bytes)
 
-
-def _left_out(parts: list[BatchPart], earlier: list[Published]) -> list[BatchPart]:
-    """What an earlier try did not append. The parts of a request are the same records at each try."""
-    if not earlier:
-        return parts
-    if any(not published.record_indexes for published in earlier):
-        return []
-    there = {index for published in earlier for index in published.record_indexes}
-    missing: list[BatchPart] = []
-    for part in parts:
-        indexes = part.record_indexes or tuple(range(part.record_count))
-        wanted = [index for index in indexes if index not in there]
-        if len(wanted) == len(indexes):
-            missing.append(part)
-        elif wanted:
-            missing.append(batches.select(part, wanted))
-    return missing
+    def topics_changed(self) -> None:
+        """Topics may have gone."""
+        self._sticky = {
+            topic_id: sticky for topic_id, sticky in self._sticky.items() if self._partitions.find(topic_id) is not None
+        }
 
 
 def _refuse_unknown(view: view_pb2.PublishRequestView) -> None:

@@ -1,0 +1,116 @@
+"""Questions to the leaders of partitions, wherever they are, on behalf of this node's clients.
+
+Owns the patience: an election is waited out within the caller's time, and what is asked about many partitions runs a
+bounded number of calls at once. The answers are in partition_calls.py.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from broker.clock import Clock
+from broker.errors import PostbusError, Reason
+from broker.peers.calls import Calls, PeerUnreachable
+from broker.replication.partition import Partition, Published
+from broker.replication.partitions import LedTopic
+from broker.services.forwarding import published_of
+from broker.services.partition_calls import DESCRIBE, FIND_REQUEST, TRIM
+from broker.services.publish_route import RETRY_AFTER_MS, Verdict, verdict_of
+from broker.stubs import partition_calls_pb2 as calls_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionClientSettings:
+    """Bounds."""
+
+    retry_interval_s: float = 0.05
+    calls_at_once_max: int = 32  # of one request over many partitions
+    describe_timeout_s: float = 2.0  # what a node does not tell by then is shown as unknown
+
+
+class PartitionClient:
+    """Asks leaders."""
+
+    def __init__(self, calls: Calls, *, clock: Clock, settings: PartitionClientSettings | None = None) -> None:
+        self._calls = calls
+        self._clock = clock
+        self.settings = settings or PartitionClientSettings()
+
+    async def trim(self, topic_id: str, partition: Partition, before_offset: int, *, timeout_s: float) -> int:
+        """Deletes the records before an offset, durably; the log start then."""
+        question = calls_pb2.TrimPartition(
+            topic_id=topic_id, partition=partition.number, before_offset=before_offset
+        )
+        answer = await self._ask_leader(partition, TRIM, question.SerializeToString(), timeout_s=timeout_s)
+        return calls_pb2.TrimPartitionAnswer.FromString(answer).log_start_offset
+
+    async def find_request(
+        self, topic: LedTopic, partitions: Sequence[Partition], request_id: bytes, timeout_s: float
+    ) -> list[Published]:
+        """What the logs hold of a request, all of it safe."""
+        bound = asyncio.Semaphore(self.settings.calls_at_once_max)
+
+        async def ask(partition: Partition) -> list[Published]:
+            question = calls_pb2.FindRequest(
+                topic_id=topic.topic_id, partitions=[partition.number], request_id=request_id
+            )
+            async with bound:
+                answer = await self._ask_leader(
+                    partition, FIND_REQUEST, question.SerializeToString(), timeout_s=timeout_s
+                )
+            found = calls_pb2.FindRequestAnswer.FromString(answer).found
+            return [part for one in found for part in published_of(one.ranges, one.partition)]
+
+        each = await asyncio.gather(*(ask(partition) for partition in partitions))
+        return [part for found in each for part in found]
+
+    async def describe(
+        self, topic_id: str, copies: Mapping[int, Sequence[int]]
+    ) -> dict[tuple[int, int], calls_pb2.ReplicaFacts]:
+        """What nodes say of their copies; copies: partitions by node. By (node, partition); unreachable: left out."""
+
+        async def ask(node_id: int, numbers: Sequence[int]) -> list[tuple[tuple[int, int], calls_pb2.ReplicaFacts]]:
+            question = calls_pb2.DescribePartitions(topic_id=topic_id, partitions=numbers)
+            try:
+                answer = await self._calls.call(
+                    node_id, DESCRIBE, question.SerializeToString(), timeout_s=self.settings.describe_timeout_s
+                )
+            except (PeerUnreachable, PostbusError, TimeoutError):
+                return []
+            replicas = calls_pb2.DescribePartitionsAnswer.FromString(answer).replicas
+            return [((node_id, facts.partition), facts) for facts in replicas]
+
+        # One call a node: there are few of them.
+        each = await asyncio.gather(*(ask(node_id, numbers) for node_id, numbers in sorted(copies.items())))
+        return dict(item for told in each for item in told)
+
+    async def _ask_leader(self, partition: Partition, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """Asks whoever leads, again and again until it answers or the time is over. For what may be asked twice."""
+        deadline = self._clock.monotonic() + timeout_s
+        why: PostbusError | None = None
+        while (left_s := deadline - self._clock.monotonic()) > 0:
+            leader_id = partition.leader_id
+            if leader_id is not None:
+                try:
+                    return await self._calls.call(leader_id, method, payload, timeout_s=left_s)
+                except PostbusError as error:
+                    if verdict_of(error) is not Verdict.NOT_APPENDED:
+                        raise
+                    why = error
+                except PeerUnreachable as unreachable:
+                    why = _unreachable(partition, f"node {unreachable.node_id} leads it and is not reached")
+                except TimeoutError:
+                    why = _unreachable(partition, f"node {leader_id} leads it and did not answer in time")
+                    break
+            if partition.deleted:
+                break
+            await asyncio.sleep(min(self.settings.retry_interval_s, max(left_s, 0.0)))
+        raise why or _unreachable(partition, "nobody leads it now")
+
+
+def _unreachable(partition: Partition, why: str) -> PostbusError:
+    return PostbusError(
+        Reason.ERROR_REASON_NO_LEADER,
+        f"{partition.topic}/{partition.number}: {why}; try again",
+        retry_after_ms=RETRY_AFTER_MS,
+    )
