@@ -108,6 +108,7 @@ def _tell(found: "Inspection", accepted: "list[Loss] | None", output: Output) ->
     records = sum(log.end_offset - log.log_start_offset for log in found.logs if not log.topic.startswith("__"))
     facts: list[tuple[str, object]] = [
         ("data directory", found.path.resolve()),
+        ("node", _identity_text(found)),
         ("in use", found.in_use or "no"),
         ("accepted losses", len(found.losses)),
     ]
@@ -134,6 +135,13 @@ def _tell(found: "Inspection", accepted: "list[Loss] | None", output: Output) ->
             exits.say("postbus: " + " ".join(database.problem.split()))
 
 
+def _identity_text(found: "Inspection") -> str:
+    identity = found.identity
+    if identity is None:
+        return "none has started on it yet"
+    return f"{identity.node_id} of cluster {identity.cluster_id}, store {identity.store_id}"
+
+
 def _verified_text(found: "Inspection") -> str:
     if not found.verified:
         return "not looked at; --verify does"
@@ -142,6 +150,8 @@ def _verified_text(found: "Inspection") -> str:
 
 def _verdict(found: "Inspection") -> str:
     if any(database.problem for database in found.databases):
+        if found.identity is not None and found.identity.replicated:
+            return "its node starts without what is lost here, and gets it from the others of its cluster"
         return "a node does not start on this"
     if found.damage:
         return f"records in {len(found.damage):,} places cannot be read; a node starts, and serves the others"
@@ -222,6 +232,7 @@ def _data(found: "Inspection", accepted: "list[Loss] | None") -> dict[str, Any]:
     data: dict[str, Any] = {
         "data_dir": str(found.path.resolve()),
         "healthy": None if found.in_use else found.healthy,
+        "identity": None if found.identity is None else asdict(found.identity),
         "in_use": found.in_use,
         "verified": found.verified,
         "verified_batches": found.verified_batches,

@@ -4,25 +4,26 @@ Changes nothing that a start would not change: opening a database replays its wr
 losses; `doctor` does, when it is told to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.controller import metadata_log
 from broker.controller.state import MetadataError
-from broker.storage.data_dir import DataDir
+from broker.storage.data_dir import DataDir, Identity, read_identity
 from broker.storage.durable_mark import read_mark
 from broker.storage.engine import MIB, Engine
 from broker.storage.errors import LogCorrupt, StorageError, StoreLocked
-from broker.storage.log_reader import LogReader
+from broker.storage.log_reader import Indexed, LogReader
 from broker.storage.log_state import STATE, LogState, key_log_id
 from broker.storage.recovery import DatabaseSpec, Loss, accepted_losses, open_database
 from broker.storage.store import StorageSettings, database_specs
 
 READ_BYTES: Final = 8 * MIB
 DAMAGE_LISTED_MAX: Final = 1_000
+MISSING: Final = "there is no batch"
 
 Progress = Callable[[int, int], None]
 
@@ -68,6 +69,8 @@ class Inspection:
     """Everything that was found."""
 
     path: Path
+    identity: Identity | None = None
+    """Whose it is; None: no node has started on it yet."""
     in_use: str = ""
     """The lock's own words, which name the process; empty: nobody has it."""
     databases: list[DatabaseReport] = field(default_factory=list)
@@ -86,7 +89,7 @@ class Inspection:
 
 def inspect(path: Path, *, verify: bool, progress: Progress = lambda done, total: None) -> Inspection:
     """Looks at everything. Raises StoreFailed where this is no data directory that this version knows."""
-    found = Inspection(path, losses=accepted_losses(path))
+    found = Inspection(path, identity=read_identity(path), losses=accepted_losses(path))
     for name in ("meta", "data"):
         mark = read_mark(path / f"{name}.mark")
         found.databases.append(
@@ -105,23 +108,23 @@ def inspect(path: Path, *, verify: bool, progress: Progress = lambda done, total
     with ExitStack() as stack:
         stack.callback(lock.release)
         engines = [
-            _open(path, spec, report, stack)
+            _open(path, spec, report, stack, expected=found.identity is not None)
             for spec, report in zip(database_specs(StorageSettings()), found.databases, strict=True)
         ]
         meta, data = engines
         names = _names(meta, found)
         if data is not None:
-            _look_at_logs(data, names, found)
+            states = _look_at_logs(data, names, found)
             if verify:
-                _verify(data, found, progress)
+                _verify(data, states, found, progress)
     return found
 
 
-def _open(path: Path, spec: DatabaseSpec, report: DatabaseReport, stack: ExitStack) -> Engine | None:
-    if report.promised_sequence is None and not (path / spec.name / "CURRENT").exists():
+def _open(path: Path, spec: DatabaseSpec, report: DatabaseReport, stack: ExitStack, *, expected: bool) -> Engine | None:
+    if not expected and report.promised_sequence is None and not (path / spec.name / "CURRENT").exists():
         return None  # never used: opening would create it
     try:
-        database = open_database(path, spec)
+        database = open_database(path, spec, expected=expected)
     except StorageError as error:
         report.problem = str(error)
         return None
@@ -143,60 +146,92 @@ def _names(meta: Engine | None, found: Inspection) -> dict[int, tuple[str, int]]
     return {log_id: (topic.name, number) for topic in topics for number, log_id in enumerate(topic.log_ids)}
 
 
-def _look_at_logs(data: Engine, names: dict[int, tuple[str, int]], found: Inspection) -> None:
+def _look_at_logs(data: Engine, names: dict[int, tuple[str, int]], found: Inspection) -> dict[int, LogState]:
+    states: dict[int, LogState] = {}
     try:
         for key, value in data.scan(STATE, b"", b"\xff" * 9):
             log_id, state = key_log_id(key), LogState.decode(value)
             topic, number = names.get(log_id, ("", log_id))
+            states[log_id] = state
             size_bytes = state.end_position - state.start_position
             found.logs.append(LogReport(log_id, topic, number, state.log_start_offset, state.end_offset, size_bytes))
     except (StorageError, ValueError) as error:
         found.databases[1].problem = f"the logs' state is damaged: {error}"
     found.logs.sort(key=lambda log: (log.topic, log.partition))
+    return states
 
 
-def _verify(data: Engine, found: Inspection, progress: Progress) -> None:
-    """Reads every batch that is there and checks its checksum; and that no offset is missing."""
+def _verify(data: Engine, states: dict[int, LogState], found: Inspection, progress: Progress) -> None:
+    """Reads every batch that is there and checks its checksum; and that none is missing."""
     found.verified = True
     total = sum(log.size_bytes for log in found.logs)
     done = 0
     for log in found.logs:
-        offset = log.log_start_offset
-        for begin, end, size_bytes, records, why in _ranges(LogReader(data, log.log_id), log):
-            if begin > offset:
-                _damaged(found, log, offset, begin, "there is no batch")
-            if why:
-                _damaged(found, log, begin, end, why)
+        for each in _walk(LogReader(data, log.log_id), log, states[log.log_id]):
+            if each.why:
+                _damaged(found, log, each.offset, each.end_offset, each.why)
             else:
                 found.verified_batches += 1
-                found.verified_records += records
-            offset = end
-            done += size_bytes
+                found.verified_records += each.record_count
+            done += each.size_bytes
             progress(done, total)
-        if offset < log.end_offset:
-            _damaged(found, log, offset, log.end_offset, "there is no batch")
 
 
-def _ranges(reader: LogReader, log: LogReport) -> Iterator[tuple[int, int, int, int, str]]:
-    """(begin, end, bytes, records, what is wrong) of every batch, in order."""
-    offset = log.log_start_offset
+class _Walked(NamedTuple):
+    """A batch; or, with `why`, offsets that can't be read."""
+
+    offset: int
+    end_offset: int
+    why: str = ""
+    size_bytes: int = 0
+    record_count: int = 0
+
+
+def _walk(reader: LogReader, log: LogReport, state: LogState) -> Iterator[_Walked]:
+    """Every batch of the log in order, and what is wrong between them.
+
+    Where offsets are missing, positions tell log compaction from damage: without damage they follow on each other.
+    """
+    offset, before = log.log_start_offset, -1
+    position: int | None = state.start_position
     while offset < log.end_offset:
         try:
-            batches = reader.read(offset, end_offset=log.end_offset, max_bytes=READ_BYTES)
-        except LogCorrupt as error:
+            chunk = reader.indexed(offset, end_offset=log.end_offset, max_bytes=READ_BYTES)
+        except LogCorrupt as error:  # an entry of the index
             end = _end_of_batch(reader, error.offset, log)
-            yield max(offset, error.offset), end, 0, 0, error.why
-            offset = end
+            yield _Walked(max(offset, error.offset), end, error.why)
+            offset, position = end, None
             continue
         except StorageError as error:
-            yield offset, log.end_offset, 0, 0, str(error)
+            yield _Walked(offset, log.end_offset, str(error))
             return
-        if not batches:
-            return
-        for batch in batches:
-            end = batch.base_offset + batch.record_count
-            yield max(offset, batch.base_offset), end, len(batch.batch), batch.record_count, ""
-        offset = end
+        if not chunk:
+            break
+        for indexed, why in _fetched(reader, chunk):
+            begin, entry = max(offset, indexed.base_offset), indexed.entry
+            # Positions below are those of a compaction pass that was cut short.
+            sure = before >= state.positions_from if before >= 0 else not state.compacted_offset
+            if begin > offset and sure and position not in {None, entry.position}:
+                yield _Walked(offset, begin, MISSING)
+            yield _Walked(begin, indexed.end_offset, why, entry.size_bytes, entry.record_count)
+            offset, before, position = indexed.end_offset, indexed.base_offset, entry.position + entry.size_bytes
+    if offset < log.end_offset and position not in {None, state.end_position}:
+        yield _Walked(offset, log.end_offset, MISSING)
+
+
+def _fetched(reader: LogReader, chunk: Sequence[Indexed]) -> Iterator[tuple[Indexed, str]]:
+    """The batches of the chunk, each with what is wrong with it."""
+    at = 0
+    while at < len(chunk):
+        try:
+            good_count = len(reader.fetch(chunk[at:]))
+        except LogCorrupt as error:
+            yield chunk[at], error.why
+            at += 1
+            continue
+        for indexed in chunk[at : at + good_count]:
+            yield indexed, ""
+        at += good_count
 
 
 def _end_of_batch(reader: LogReader, offset: int, log: LogReport) -> int:

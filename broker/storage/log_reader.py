@@ -9,7 +9,7 @@ There is no separate time index: append times never fall within a log, so the of
 time, exactly, in some twenty seeks of about 20 µs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from broker.storage import envelope
@@ -54,7 +54,7 @@ class LogReader:
         """
         changed_times = 0
         while offset < end_offset:
-            wanted = self._wanted(offset, end_offset=end_offset, max_bytes=max_bytes)
+            wanted = self.indexed(offset, end_offset=end_offset, max_bytes=max_bytes)
             try:
                 return self.fetch(wanted)
             except LogCorrupt:
@@ -64,7 +64,8 @@ class LogReader:
                     raise
         return []
 
-    def _wanted(self, offset: int, *, end_offset: int, max_bytes: int) -> list[Indexed]:
+    def indexed(self, offset: int, *, end_offset: int, max_bytes: int) -> list[Indexed]:
+        """As `read`, what the index knows of them."""
         wanted: list[Indexed] = []
         size_bytes = 0
         first = self.batch_at(offset)
@@ -203,7 +204,7 @@ class LogReader:
         except EnvelopeDamaged as error:
             raise LogCorrupt(self._log_id, base_offset, str(error)) from error
 
-    def fetch(self, wanted: list[Indexed]) -> list[StoredBatch]:
+    def fetch(self, wanted: Sequence[Indexed]) -> list[StoredBatch]:
         """Those batches, up to the first that cannot be read. Raises LogCorrupt if that is the first of all."""
         if not wanted:
             return []

@@ -3,7 +3,9 @@
 RocksDB replays its WAL up to damage at the very end (what a power cut leaves) and refuses damage further in. Neither
 tells how much is gone, so what it recovered is compared with the durable mark. At or past the mark, only writes
 that were never acknowledged are gone, and the database opens. Below it, or where RocksDB cannot open at all, promised
-records are lost: `StoreLoss`, and the operator decides (`postbus doctor --accept-loss`, here `accept_loss`).
+records are lost: `StoreLoss`. On a lone node the operator decides (`postbus doctor --accept-loss`, here
+`accept_loss`). In a cluster the others have them: `store.py` goes on with what is left of `data`, sets `meta` aside
+(`set_aside`), and says so to the controller.
 
 Where RocksDB refuses because of damage inside the WAL, a copy is opened with point-in-time recovery first: the damage
 may still lie past the mark, and opening the original that way would throw away what a closer look could save.
@@ -83,14 +85,19 @@ class OpenDatabase:
         self.engine.close()
 
 
-def open_database(data_dir: Path, spec: DatabaseSpec) -> OpenDatabase:
-    """Opens or creates. Raises StoreLoss, StoreFailed. Blocks for as long as the WAL takes to replay."""
+def open_database(data_dir: Path, spec: DatabaseSpec, *, expected: bool = False) -> OpenDatabase:
+    """Opens or creates; expected: it existed before. Raises StoreLoss, StoreFailed.
+
+    Blocks for as long as the WAL takes to replay.
+    """
     begin = time.monotonic()
     path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
     created = not (path / "CURRENT").exists()
     mark = read_mark(mark_path)
     if mark is None and not created:
         raise _loss(spec.name, "its durable mark is missing or unreadable, so nobody can tell what is gone")
+    if created and expected:
+        raise _loss(spec.name, "the database is gone")
     if mark is None:
         # The mark first: a database without one counts as damaged.
         _write_mark(mark_path, 0)
@@ -130,22 +137,24 @@ def open_database(data_dir: Path, spec: DatabaseSpec) -> OpenDatabase:
     return OpenDatabase(engine=engine, mark=DurableMark(mark_path), loaded=loaded, report=report)
 
 
-def accept_loss(data_dir: Path, spec: DatabaseSpec, *, now_us: int) -> Loss | None:
+def accept_loss(
+    data_dir: Path, spec: DatabaseSpec, *, now_us: int, expected: bool = False, keep_copy: bool = True
+) -> Loss | None:
     """Makes a database open again with what is left of it, and records what is gone. None: nothing is.
 
-    The damaged files are kept beside it (as hard links: they cost space only once they would have been deleted).
-    Where nothing can be opened at all, it begins empty.
+    keep_copy: the damaged files are kept beside it (as hard links: they cost space only once they would have been
+    deleted). Where nothing can be opened at all, it begins empty.
     """
     path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
     try:
-        open_database(data_dir, spec).close()
+        open_database(data_dir, spec, expected=expected).close()
         return None
     except StoreLoss as error:
         reason = str(error)
     promised = read_mark(mark_path)
-    set_aside = data_dir / f"{spec.name}.damaged-{now_us}"
-    if path.exists():
-        _copy(path, set_aside)
+    copy = data_dir / f"{spec.name}.damaged-{now_us}"
+    if path.exists() and keep_copy:
+        _copy(path, copy)
     recovered = _open_what_is_left(path, spec)
     loss = Loss(
         time_us=now_us,
@@ -153,15 +162,42 @@ def accept_loss(data_dir: Path, spec: DatabaseSpec, *, now_us: int) -> Loss | No
         promised_sequence=0 if promised is None else promised.sequence,
         recovered_sequence=recovered,
         reason=reason,
-        set_aside=set_aside.name if set_aside.exists() else "",
+        set_aside=copy.name if copy.exists() else "",
     )
     # Recorded before the mark is lowered: after that nothing else would tell.
+    _record(data_dir, loss)
+    _write_mark(mark_path, recovered)
+    return loss
+
+
+def set_aside(data_dir: Path, spec: DatabaseSpec, *, now_us: int, reason: str) -> Loss:
+    """Takes a damaged database out of the way, whole; the next opening creates an empty one."""
+    path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
+    promised = read_mark(mark_path)
+    aside = data_dir / f"{spec.name}.damaged-{now_us}"
+    loss = Loss(
+        time_us=now_us,
+        database=spec.name,
+        promised_sequence=0 if promised is None else promised.sequence,
+        recovered_sequence=0,
+        reason=reason,
+        set_aside=aside.name if path.exists() else "",
+    )
+    _record(data_dir, loss)
+    # The mark last: without it the database counts as damaged, whatever is cut short here.
+    if path.exists():
+        path.rename(aside)
+    fsync_folder(data_dir)
+    mark_path.unlink(missing_ok=True)
+    fsync_folder(data_dir)
+    return loss
+
+
+def _record(data_dir: Path, loss: Loss) -> None:
     with (data_dir / LOSSES_FILE).open("a") as file:
         file.write(json.dumps(asdict(loss)) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    _write_mark(mark_path, recovered)
-    return loss
 
 
 def accepted_losses(data_dir: Path) -> list[Loss]:
@@ -193,7 +229,7 @@ def _open_what_is_left(path: Path, spec: DatabaseSpec) -> int:
         finally:
             engine.close()
     except StoreCorrupt:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     engine = _open(path, spec, "tolerate_torn_tail")
     try:
         return engine.sequence()

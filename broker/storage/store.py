@@ -1,24 +1,25 @@
 """A node's data: both databases, every log, and the lock on their folder.
 
-Owns what lives in the data directory: `LOCK`, `FORMAT`, `meta/` (the controller's metadata log) and `data/` (partition
-logs), each with its durable mark. Opens and closes all of it, hands out logs by number, and runs the loops that keep
-it healthy (`maintenance.py`). It knows logs by number only, never topics: `log_id`s come from the controller, which
-never gives one out twice.
+Owns what lives in the data directory: `LOCK`, `FORMAT`, `IDENTITY`, `meta/` (the controller's metadata log) and
+`data/` (partition logs), each with its durable mark. Opens and closes all of it, hands out logs by number, and runs
+the loops that keep it healthy (`maintenance.py`). It knows logs by number only, never topics: `log_id`s come from the
+controller, which never gives one out twice.
 """
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from broker.clock import Clock
 from broker.storage.committer import Committer, CommitterSettings
-from broker.storage.data_dir import DataDir
+from broker.storage.data_dir import DataDir, Identity
 from broker.storage.disk_watch import DiskWatch, free_bytes
 from broker.storage.engine import Engine
-from broker.storage.errors import StoreCorrupt, UnknownLog
+from broker.storage.errors import StoreCorrupt, StoreFailed, StoreLoss, UnknownLog
 from broker.storage.log import LogContext, PartitionLog
 from broker.storage.log_reader import LogReader
 from broker.storage.log_state import (
@@ -34,7 +35,15 @@ from broker.storage.log_state import (
 )
 from broker.storage.maintenance import Maintenance, MaintenanceSettings
 from broker.storage.producers import ProducerTable
-from broker.storage.recovery import DatabaseSpec, Loss, OpenDatabase, RecoveredDatabase, accept_loss, open_database
+from broker.storage.recovery import (
+    DatabaseSpec,
+    Loss,
+    OpenDatabase,
+    RecoveredDatabase,
+    accept_loss,
+    open_database,
+    set_aside,
+)
 from broker.storage.request_ids import RequestIdTable
 from broker.storage.tail import Tail
 
@@ -71,6 +80,8 @@ class StorageSettings:
     """How often the durable mark of `data` is fsynced. A loss within this time before a power cut may go unnoticed."""
     disk_check_interval_ms: int = 1000
     """How often free space is looked at."""
+    replicated: bool = False
+    """Other nodes have what this one holds: it starts whatever was lost here, and says so (`recovery.unclean`)."""
     maintenance: MaintenanceSettings = field(default_factory=MaintenanceSettings)
     """Retention and the return of disk space."""
 
@@ -87,6 +98,10 @@ class RecoveryReport:
     created: bool
     """There was nothing before."""
     databases: tuple[RecoveredDatabase, ...]
+    unclean: bool = False
+    """Promised records were lost here (now, or before the cluster could be told): not to be elected on what is left."""
+    losses: tuple[Loss, ...] = ()
+    """What was found lost at this start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,7 @@ class _Opened:
     """What the opening thread hands to the loop."""
 
     data_dir: DataDir
+    identity: Identity
     meta: OpenDatabase
     data: OpenDatabase
     disk: DiskWatch
@@ -131,6 +147,7 @@ class LogStore:
     ) -> None:
         """Use `LogStore.open`."""
         self.recovery = opened.report
+        self.identity = opened.identity
         self._settings = settings
         self._data_dir = opened.data_dir
         self._disk = opened.disk
@@ -181,16 +198,30 @@ class LogStore:
         clock: Clock,
         on_fatal: Callable[[Exception], None],
         *,
+        node_id: int = 1,
+        cluster_id: str = "",
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
         on_maintenance_error: Callable[[Exception], None] = lambda error: None,
         free_bytes: Callable[[Path], int] = free_bytes,
     ) -> "LogStore":
         """Opens or creates. on_fatal: called on the loop when a disk fails; the process must end at once.
 
+        node_id, cluster_id: whose directory it has to be, or becomes; cluster_id "": any, or a new one.
         on_maintenance_error: retention or reclaim failed and will be tried again; to be logged.
 
-        Raises StoreLocked, StoreLoss, StoreFailed.
+        Raises StoreLocked, StoreLoss (not if `replicated`), StoreFailed (another node's, too).
         """
-        opened = await asyncio.to_thread(_open, data_dir, settings, free_bytes)
+        now_us = clock.wall_us()
+        opened = await asyncio.to_thread(
+            _open,
+            data_dir,
+            settings,
+            node_id=node_id,
+            cluster_id=cluster_id,
+            new_id=new_id,
+            now_us=now_us,
+            free_bytes=free_bytes,
+        )
         loop = asyncio.get_running_loop()
         return cls(
             opened,
@@ -237,6 +268,11 @@ class LogStore:
     def path(self) -> Path:
         """The data directory."""
         return self._data_dir.path
+
+    def clear_unclean(self) -> None:
+        """The cluster has been told of what was lost: the next start need not say it again."""
+        if self._data_dir.unclean:
+            self._data_dir.clear_unclean()
 
     @property
     def disk_full(self) -> bool:
@@ -322,8 +358,19 @@ def accept_losses(data_dir: Path, settings: StorageSettings, *, now_us: int) -> 
     """
     lock = DataDir.acquire(data_dir)
     try:
-        losses = [accept_loss(data_dir, spec, now_us=now_us) for spec in database_specs(settings)]
-        return [loss for loss in losses if loss is not None]
+        identity = lock.read_identity()
+        meta, data = database_specs(settings)
+        losses = []
+        for spec in (meta, data):
+            loss = accept_loss(data_dir, spec, now_us=now_us, expected=identity is not None)
+            if loss is None:
+                continue
+            if spec is meta and identity is not None and identity.replicated:
+                # What it had promised to its peers is forgotten: it must not pass for the store that promised it.
+                lock.write_identity(replace(identity, store_id=uuid.uuid4().hex))
+            lock.write_unclean()
+            losses.append(loss)
+        return losses
     finally:
         lock.release()
 
@@ -343,13 +390,55 @@ def database_specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpe
     return meta, data
 
 
-def _open(path: Path, settings: StorageSettings, free_bytes: Callable[[Path], int]) -> _Opened:
+def _open(
+    path: Path,
+    settings: StorageSettings,
+    *,
+    node_id: int,
+    cluster_id: str,
+    new_id: Callable[[], str],
+    now_us: int,
+    free_bytes: Callable[[Path], int],
+) -> _Opened:
     begin = time.monotonic()
     data_dir = DataDir.acquire(path)
     opened: list[OpenDatabase] = []
+    losses: list[Loss] = []
     try:
-        for spec in database_specs(settings):
-            opened.append(open_database(path, spec))  # noqa: PERF401 - what is open must be closed if the next fails
+        identity = data_dir.read_identity()
+        if identity is not None:
+            _check_identity(path, identity, node_id=node_id, cluster_id=cluster_id)
+        meta_spec, data_spec = database_specs(settings)
+        expected = identity is not None
+        try:
+            opened.append(open_database(path, meta_spec, expected=expected))
+        except StoreLoss as error:
+            if not settings.replicated:
+                raise
+            # The new identity first: an empty `meta` under the old one could vote a second time.
+            data_dir.write_unclean()
+            if identity is not None:
+                identity = replace(identity, store_id=new_id())
+                data_dir.write_identity(identity)
+            losses.append(set_aside(path, meta_spec, now_us=now_us, reason=str(error)))
+            opened.append(open_database(path, meta_spec))
+        try:
+            opened.append(open_database(path, data_spec, expected=expected))
+        except StoreLoss:
+            if not settings.replicated:
+                raise
+            data_dir.write_unclean()
+            loss = accept_loss(path, data_spec, now_us=now_us, expected=expected, keep_copy=False)
+            losses.extend([loss] if loss is not None else [])
+            opened.append(open_database(path, data_spec))
+        if not settings.replicated and data_dir.unclean:
+            data_dir.clear_unclean()  # accepted by an operator, and there is nobody to tell
+        if identity is None:
+            identity = Identity(cluster_id or new_id(), node_id, new_id(), settings.replicated)
+            data_dir.write_identity(identity)
+        elif settings.replicated and not identity.replicated:
+            identity = replace(identity, replicated=True)
+            data_dir.write_identity(identity)
         disk = DiskWatch(
             path,
             free_min_bytes=settings.disk_free_min_bytes,
@@ -365,6 +454,7 @@ def _open(path: Path, settings: StorageSettings, free_bytes: Callable[[Path], in
     reports = (meta.report, data.report)
     return _Opened(
         data_dir=data_dir,
+        identity=identity,
         meta=meta,
         data=data,
         disk=disk,
@@ -375,8 +465,23 @@ def _open(path: Path, settings: StorageSettings, free_bytes: Callable[[Path], in
             clean=all(report.clean for report in reports),
             created=all(report.created for report in reports),
             databases=reports,
+            unclean=settings.replicated and data_dir.unclean,
+            losses=tuple(losses),
         ),
     )
+
+
+def _check_identity(path: Path, identity: Identity, *, node_id: int, cluster_id: str) -> None:
+    if identity.node_id != node_id:
+        raise StoreFailed(
+            f"{path} is the data directory of node {identity.node_id}, and this node's id is {node_id}: set node_id to"
+            f" {identity.node_id}, or name another data directory"
+        )
+    if cluster_id and identity.cluster_id != cluster_id:
+        raise StoreFailed(
+            f"{path} belongs to cluster {identity.cluster_id!r}, and this node is to be of {cluster_id!r}: correct"
+            " cluster_id, or name another data directory"
+        )
 
 
 def _load_logs(engine: Engine) -> _SavedLogs:

@@ -1,12 +1,15 @@
 """Damage to real files: a torn tail is normal, a lost promise is never silent."""
 
 import asyncio
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from broker.clock import ManualClock
+from broker.storage.data_dir import read_identity
 from broker.storage.durable_mark import DurableMark, read_mark
 from broker.storage.engine import Engine
 from broker.storage.errors import LogCorrupt, StoreFailed, StoreLoss
@@ -28,8 +31,8 @@ def fail(error: Exception) -> None:
     raise error
 
 
-async def opened(path: Path) -> LogStore:
-    return await LogStore.open(path, SETTINGS, ManualClock(), fail)
+async def opened(path: Path, *, replicated: bool = False) -> LogStore:
+    return await LogStore.open(path, replace(SETTINGS, replicated=replicated), ManualClock(), fail)
 
 
 @pytest.fixture
@@ -217,9 +220,85 @@ async def test_losing_a_race_of_openings_leaves_nothing_locked(folder: Path) -> 
 
 
 async def test_an_unknown_format_is_refused_untouched(folder: Path) -> None:
-    (folder / "FORMAT").write_text("postbus 2\n")
-    with pytest.raises(StoreFailed, match="postbus 2"):
+    for other in ("postbus 1", "postbus 3"):
+        (folder / "FORMAT").write_text(other + "\n")
+        with pytest.raises(StoreFailed, match=other):
+            await opened(folder)
+
+
+async def test_in_a_cluster_lost_data_opens_with_what_is_left_and_says_so_until_told(folder: Path) -> None:
+    """The others have the records; what must not happen is that this copy passes for whole."""
+    identity = read_identity(folder)
+    assert identity is not None
+    flip(wal(folder), BATCH_BYTES * 20)
+    store = await opened(folder, replicated=True)
+    assert store.recovery.unclean
+    assert [loss.database for loss in store.recovery.losses] == ["data"]
+    assert 0 < store.log(1).end_offset < BATCHES
+    assert await contents(store) == [batch_at(offset) for offset in range(store.log(1).end_offset)]
+    assert store.identity == replace(identity, replicated=True)
+    await store.close()
+    store = await opened(folder, replicated=True)
+    assert store.recovery.unclean, "nobody was told yet"
+    assert store.recovery.losses == ()
+    store.clear_unclean()
+    await store.close()
+    store = await opened(folder, replicated=True)
+    assert not store.recovery.unclean
+    await store.close()
+    assert [loss.database for loss in accepted_losses(folder)] == ["data"]
+
+
+@pytest.mark.parametrize("damage", ["wal", "all", "all and its mark"])
+async def test_in_a_cluster_lost_metadata_makes_another_store_of_it(folder: Path, damage: str) -> None:
+    """Votes that were promised are forgotten, so it must not be counted as the store that promised them."""
+    store = await opened(folder, replicated=True)
+    before = store.identity
+    for number in range(10):
+        store.meta.committer.submit([("put", "log", b"%d" % number, b"x" * 100)], size_bytes=100)
+    await store.close()
+    if damage == "wal":
+        cut(wal(folder, "meta"), 150)
+    else:
+        shutil.rmtree(folder / "meta")
+    if damage == "all and its mark":
+        (folder / "meta.mark").unlink()
+    store = await opened(folder, replicated=True)
+    assert store.identity.store_id != before.store_id
+    assert (store.identity.node_id, store.identity.cluster_id) == (before.node_id, before.cluster_id)
+    assert store.recovery.unclean
+    assert store.meta.engine.scan("log", b"", b"\xff") == []
+    assert len(await contents(store)) == BATCHES
+    after = store.identity
+    await store.close()
+    [loss] = accepted_losses(folder)
+    assert loss.database == "meta"
+    assert (damage == "wal") == bool(list((folder / loss.set_aside).glob("*.log")) if loss.set_aside else [])
+    store = await opened(folder, replicated=True)
+    assert store.identity == after
+    await store.close()
+
+
+async def test_accepting_lost_metadata_of_a_cluster_by_hand_makes_another_store_too(folder: Path) -> None:
+    await (await opened(folder, replicated=True)).close()
+    before = read_identity(folder)
+    shutil.rmtree(folder / "meta")
+    assert len(await asyncio.to_thread(accept_losses, folder, SETTINGS, now_us=1)) == 1
+    after = read_identity(folder)
+    assert before is not None
+    assert after is not None
+    assert before.store_id != after.store_id
+
+
+@pytest.mark.parametrize("name", ["meta", "data"])
+async def test_a_database_that_vanished_whole_is_a_loss(folder: Path, name: str) -> None:
+    """The identity says that it was there."""
+    shutil.rmtree(folder / name)
+    (folder / f"{name}.mark").unlink()
+    with pytest.raises(StoreLoss, match="gone"):
         await opened(folder)
+    assert len(await asyncio.to_thread(accept_losses, folder, SETTINGS, now_us=1)) == 1
+    await (await opened(folder)).close()
 
 
 def to_blob_files(folder: Path) -> None:
