@@ -1,116 +1,83 @@
 """What may be done to the cluster: a command and the image give the records that carry it out, or an error.
 
-Pure: identifiers and the time come with the command. `decide` changes nothing; applying the records does.
+Pure: identifiers, times and seeds come with the command. `decide` changes nothing; applying the records does. Topics
+and producers here; nodes and partitions in modules of their own.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from broker import errors
-from broker.controller import topic_config
+from broker.controller import elections, node_decisions, partition_decisions, placement, topic_config
+from broker.controller.changes import Changes, Decision, terms_of
+from broker.controller.commands import (
+    AddPartitions,
+    AdoptLogs,
+    Command,
+    CreateCluster,
+    CreateTopic,
+    DeleteTopic,
+    NodeCommand,
+    Outcome,
+    ProducerCommand,
+    RaiseProducerEpoch,
+    ReserveProducerIds,
+    Rules,
+    TopicCommand,
+    UpdateTopic,
+)
+from broker.controller.image import partition_record
 from broker.controller.names import check_name, check_user_name
-from broker.controller.state import ClusterState, Topic
-from broker.controller.topic_config import TopicConfig, TopicDefaults
+from broker.controller.state import ClusterState, NodeState, PartitionState, Topic
+from broker.controller.topic_config import TopicConfig
 from broker.errors import PostbusError, Reason, invalid_field
 from broker.stubs.metadata_log_pb2 import (
     ClusterCreated,
     MetadataRecord,
     PartitionRecord,
     PartitionsAdded,
+    ProducerEpochRaised,
     ProducerIdsReserved,
     TopicChanged,
     TopicCreated,
     TopicDeleted,
 )
 
+__all__ = [
+    "AddPartitions",
+    "AdoptLogs",
+    "Command",
+    "CreateCluster",
+    "CreateTopic",
+    "Decision",
+    "DeleteTopic",
+    "Outcome",
+    "RaiseProducerEpoch",
+    "ReserveProducerIds",
+    "Rules",
+    "UpdateTopic",
+    "decide",
+]
+
 TOPIC_PARTITIONS_MAX: Final = 1_000
 REPLICATION_FACTOR_DEFAULT: Final = 3
 LABELS_MAX: Final = 64
 LABELS_BYTES_MAX: Final = 4_096  # of a topic, names and values together: every node keeps them in memory
+PRODUCER_EPOCH_MAX: Final = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the nodes' configuration allows."""
-
-    defaults: TopicDefaults = field(default_factory=TopicDefaults)
-    node_count: int = 1
-    partitions_max: int = 10_000  # over all topics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateCluster:
-    """Begins a cluster; nothing if it has begun."""
-
-    cluster_id: str  # random
-    now_us: int
+def decide(state: ClusterState, command: Command, *, rules: Rules) -> Decision:
+    """What carries out `command`, as one entry; no records if it is so already. Raises PostbusError."""
+    if isinstance(command, TopicCommand):
+        return Decision(_decide_topics(state, command, rules))
+    if isinstance(command, ProducerCommand):
+        return Decision(_decide_producers(state, command))
+    if isinstance(command, NodeCommand):
+        return node_decisions.decide(state, command)
+    return partition_decisions.decide(state, command)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateTopic:
-    """As CreateTopicRequest."""
-
-    name: str
-    topic_id: str  # random
-    now_us: int
-    partition_count: int = 0  # 0: the default
-    replication_factor: int = 0  # 0: the default
-    config: TopicConfig = field(default_factory=TopicConfig)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    internal: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateTopic:
-    """As UpdateTopicRequest."""
-
-    name: str
-    paths: tuple[str, ...]  # of update_mask
-    config: TopicConfig = field(default_factory=TopicConfig)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    etag: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddPartitions:
-    """As AddPartitionsRequest."""
-
-    name: str
-    partition_count: int  # how many there should be
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteTopic:
-    """As DeleteTopicRequest."""
-
-    name: str
-    topic_id: str = ""  # empty: whichever
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveProducerIds:
-    """A block of ids that nobody else gets: those from the image's `next_producer_id` before to that after."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdoptLogs:
-    """Logs that exist, but that this metadata log never handed out: its own records were lost.
-
-    Each becomes a topic of one partition, kept for ever, so that no record goes and no id is used twice.
-    """
-
-    topic_ids: Mapping[int, str]  # by log id; random
-    now_us: int
-
-
-Command = AdoptLogs | CreateCluster | CreateTopic | UpdateTopic | AddPartitions | DeleteTopic | ReserveProducerIds
-
-
-def decide(state: ClusterState, command: Command, *, rules: Rules) -> list[MetadataRecord]:
-    """The records that carry out `command`; none if it is so already. Raises PostbusError."""
+def _decide_topics(state: ClusterState, command: TopicCommand, rules: Rules) -> list[MetadataRecord]:
     match command:
         case AdoptLogs():
             return _adopt_logs(state, command)
@@ -124,10 +91,17 @@ def decide(state: ClusterState, command: Command, *, rules: Rules) -> list[Metad
             return _add_partitions(state, command, rules)
         case DeleteTopic():
             return _delete_topic(state, command)
+
+
+def _decide_producers(state: ClusterState, command: ProducerCommand) -> list[MetadataRecord]:
+    match command:
         case ReserveProducerIds():
             assert command.count > 0
             reserved = ProducerIdsReserved(end_id=state.next_producer_id + command.count)
             return [MetadataRecord(producer_ids_reserved=reserved)]
+        case RaiseProducerEpoch():
+            raised = ProducerEpochRaised(producer_id=command.producer_id, epoch=_next_epoch(state, command))
+            return [MetadataRecord(producer_epoch_raised=raised)]
 
 
 def _create_cluster(state: ClusterState, command: CreateCluster) -> list[MetadataRecord]:
@@ -143,6 +117,7 @@ def _adopt_logs(state: ClusterState, command: AdoptLogs) -> list[MetadataRecord]
     for_ever.retention_time.seconds = 0
     # The logs remember producers whose ids this metadata log never handed out: begin far above any of them.
     spent = ProducerIdsReserved(end_id=max(state.next_producer_id, command.now_us // 1000))
+    node = state.nodes.get(command.node_id)
     return [
         MetadataRecord(producer_ids_reserved=spent),
         *(
@@ -150,7 +125,7 @@ def _adopt_logs(state: ClusterState, command: AdoptLogs) -> list[MetadataRecord]
                 topic_created=TopicCreated(
                     name=f"recovered-{log_id}",
                     topic_id=topic_id,
-                    partitions=_partitions([log_id]),
+                    partitions=[_found(log_id, command.node_id, there=node is not None and not node.fenced)],
                     replication_factor=1,
                     config=for_ever.SerializeToString(deterministic=True),
                     create_time_us=command.now_us,
@@ -161,25 +136,39 @@ def _adopt_logs(state: ClusterState, command: AdoptLogs) -> list[MetadataRecord]
     ]
 
 
+def _found(log_id: int, node_id: int, *, there: bool) -> PartitionRecord:
+    """A log that one node has; it leads as soon as it is there."""
+    if not there:
+        return PartitionRecord(log_id=log_id, replicas=[node_id], elr=[node_id])
+    return PartitionRecord(log_id=log_id, replicas=[node_id], isr=[node_id], leader=node_id, last_leader=node_id)
+
+
 def _create_topic(state: ClusterState, command: CreateTopic, rules: Rules) -> list[MetadataRecord]:
     (check_name if command.internal else check_user_name)("name", command.name)
     partition_count = command.partition_count or rules.defaults.partition_count
     _check_partition_count(state, 0, partition_count, rules)
-    replication_factor = command.replication_factor or min(REPLICATION_FACTOR_DEFAULT, rules.node_count)
-    _check_replication_factor(replication_factor, rules)
+    nodes = placement.candidates(state.nodes)
+    replication_factor = command.replication_factor or _replication_factor_default(state, nodes, rules)
+    _check_replication_factor(replication_factor, nodes, rules)
     topic_config.check(command.config, replication_factor=replication_factor, defaults=rules.defaults)
     _check_labels(command.labels)
-    if command.name in state.topics:
+    existing = state.topics.get(command.name)
+    if existing is not None:
+        if existing.topic_id == command.topic_id:
+            return []
         raise PostbusError(
             Reason.ERROR_REASON_EXISTS,
             f"topic {command.name!r} exists already",
             resource=("topic", command.name),
-            metadata={"topic_id": state.topics[command.name].topic_id},
+            metadata={"topic_id": existing.topic_id},
         )
+    placed = _placed(
+        state, nodes, count=partition_count, replication_factor=replication_factor, seed=command.seed, topic=()
+    )
     created = TopicCreated(
         name=command.name,
         topic_id=command.topic_id,
-        partitions=_partitions(range(state.next_log_id, state.next_log_id + partition_count)),
+        partitions=placed,
         replication_factor=replication_factor,
         config=command.config.SerializeToString(deterministic=True),
         labels=command.labels,
@@ -213,7 +202,16 @@ def _update_topic(state: ClusterState, command: UpdateTopic, rules: Rules) -> li
     )
     if changed.config == topic.config and tuple(sorted(labels.items())) == topic.labels:
         return []
-    return [MetadataRecord(topic_changed=changed)]
+    return [MetadataRecord(topic_changed=changed), *_under_other_terms(state, topic, changed.config)]
+
+
+def _under_other_terms(state: ClusterState, topic: Topic, config: bytes) -> list[MetadataRecord]:
+    """What follows for the partitions: where fewer need to be in sync now, nobody else may stay eligible."""
+    changes = Changes(state)
+    terms = terms_of(config, changes.nodes, replication_factor=topic.replication_factor)
+    for number, partition in enumerate(topic.partitions):
+        changes.put(topic, number, elections.with_isr(partition, partition.isr, terms))
+    return changes.decision().records
 
 
 def _add_partitions(state: ClusterState, command: AddPartitions, rules: Rules) -> list[MetadataRecord]:
@@ -227,8 +225,17 @@ def _add_partitions(state: ClusterState, command: AddPartitions, rules: Rules) -
     if added == 0:
         return []
     _check_partition_count(state, topic.partition_count, command.partition_count, rules)
-    log_ids = range(state.next_log_id, state.next_log_id + added)
-    return [MetadataRecord(partitions_added=PartitionsAdded(topic_id=topic.topic_id, partitions=_partitions(log_ids)))]
+    nodes = placement.candidates(state.nodes)
+    _check_replication_factor(topic.replication_factor, nodes, rules)
+    placed = _placed(
+        state,
+        nodes,
+        count=added,
+        replication_factor=topic.replication_factor,
+        seed=command.seed,
+        topic=topic.partitions,
+    )
+    return [MetadataRecord(partitions_added=PartitionsAdded(topic_id=topic.topic_id, partitions=placed))]
 
 
 def _delete_topic(state: ClusterState, command: DeleteTopic) -> list[MetadataRecord]:
@@ -265,14 +272,27 @@ def _check_partition_count(state: ClusterState, before: int, after: int, rules: 
         )
 
 
-def _check_replication_factor(replication_factor: int, rules: Rules) -> None:
+def _replication_factor_default(state: ClusterState, nodes: Sequence[NodeState], rules: Rules) -> int:
+    there_will_be = len(nodes) if len(state.nodes) >= rules.expected_nodes else rules.expected_nodes
+    return max(1, min(REPLICATION_FACTOR_DEFAULT, there_will_be))
+
+
+def _check_replication_factor(replication_factor: int, nodes: Sequence[NodeState], rules: Rules) -> None:
+    """That there are as many nodes to put copies on, one of them at work."""
     if replication_factor < 1:
         raise invalid_field("replication_factor", f"1 or more, or 0 for the default, not {replication_factor}")
-    if replication_factor > rules.node_count:
-        nodes = "is one" if rules.node_count == 1 else f"are {rules.node_count}"
+    if replication_factor > max(len(nodes), rules.expected_nodes):
+        there = "is one" if len(nodes) == 1 else f"are {len(nodes)}"
         raise invalid_field(
             "replication_factor",
-            f"{replication_factor} copies need as many nodes, and there {nodes}; leave it out for as many as can be",
+            f"{replication_factor} copies need as many nodes, and there {there}; leave it out for as many as can be",
+        )
+    if len(nodes) < replication_factor or not nodes[0].useful:
+        useful = sum(node.useful for node in nodes)
+        raise PostbusError(
+            Reason.ERROR_REASON_NOT_ENOUGH_REPLICAS,
+            f"{replication_factor} copies need as many nodes; {len(nodes)} have joined so far and {useful} are at work",
+            retry_after_ms=500,
         )
 
 
@@ -303,5 +323,53 @@ def _config_fields(paths: tuple[str, ...]) -> set[str]:
     return fields
 
 
-def _partitions(log_ids: Iterable[int]) -> list[PartitionRecord]:
-    return [PartitionRecord(log_id=log_id, replicas=[1], isr=[1], leader=1) for log_id in log_ids]
+def _placed(
+    state: ClusterState,
+    nodes: Sequence[NodeState],
+    *,
+    count: int,
+    replication_factor: int,
+    seed: int,
+    topic: Iterable[PartitionState],
+) -> list[PartitionRecord]:
+    """New partitions: led at once, and in sync wherever a node is there to be."""
+    there = {node.node_id for node in nodes if node.useful}
+    replica_lists = placement.place(
+        nodes,
+        count=count,
+        replication_factor=replication_factor,
+        seed=seed,
+        topic=topic,
+        cluster=placement.load_of(state),
+    )
+    return [
+        partition_record(
+            PartitionState(
+                log_id=state.next_log_id + number,
+                replicas=replicas,
+                isr=tuple(node_id for node_id in replicas if node_id in there),
+                leader=replicas[0],
+                last_leader=replicas[0],
+            )
+        )
+        for number, replicas in enumerate(replica_lists)
+    ]
+
+
+def _next_epoch(state: ClusterState, command: RaiseProducerEpoch) -> int:
+    """Above every epoch of this producer that was given out: the one remembered, or else the floor."""
+    if not 0 < command.producer_id < state.next_producer_id:
+        raise invalid_field("id", f"{command.producer_id} was never handed out; 0 asks for a new id")
+    remembered = state.producer_epochs.get(command.producer_id)
+    latest = state.producer_epoch_floor if remembered is None else remembered
+    if command.epoch > latest:
+        raise invalid_field("epoch", f"{command.epoch} was never given out; ask for a new id")
+    if remembered is not None and command.epoch < remembered:
+        raise PostbusError(
+            Reason.ERROR_REASON_PRODUCER_FENCED,
+            f"producer {command.producer_id} has epoch {remembered} by now: another instance took over, stop",
+            metadata={"producer_id": command.producer_id, "producer_epoch": remembered},
+        )
+    if latest >= PRODUCER_EPOCH_MAX:
+        raise invalid_field("epoch", f"{latest} is the last one; ask for a new id")
+    return latest + 1

@@ -23,6 +23,7 @@ RETENTION_TIME_US_MAX: Final = 100 * 366 * 86_400 * US_PER_SECOND  # a hundred y
 RETENTION_TIME_US_MIN: Final = 1_000
 DEDUPLICATION_WINDOW_US_MAX: Final = 7 * 86_400 * US_PER_SECOND
 
+_COMPACTING: Final = (topic_pb2.CLEANUP_POLICY_COMPACT, topic_pb2.CLEANUP_POLICY_COMPACT_AND_DELETE)
 FIELDS: Final = frozenset(field.name for field in TopicConfig.DESCRIPTOR.fields)
 
 
@@ -62,6 +63,8 @@ class EffectiveConfig:
     record_bytes_max: int
     batch_bytes_max: int
     deduplication_window_us: int  # 0: request ids are not remembered
+    compacts: bool = False  # of the records with one key, only the latest stays
+    unclean_leader_election: bool = False  # a replica that lacks records may lead when no other can
 
 
 def effective(config: TopicConfig, *, replication_factor: int, defaults: TopicDefaults) -> EffectiveConfig:
@@ -81,17 +84,24 @@ def effective(config: TopicConfig, *, replication_factor: int, defaults: TopicDe
     deduplication_window_us = defaults.deduplication_window_us
     if config.HasField("deduplication_window"):
         deduplication_window_us = _microseconds(config.deduplication_window)
+    if config.cleanup_policy == topic_pb2.CLEANUP_POLICY_COMPACT:
+        retention_time_us = retention_bytes = None  # nothing goes for its age or size
     return EffectiveConfig(
         retention_time_us=retention_time_us,
         retention_bytes=retention_bytes,
-        min_insync_replicas=(
-            config.min_insync_replicas if config.HasField("min_insync_replicas") else min(2, replication_factor)
-        ),
+        min_insync_replicas=min_insync_replicas(config, replication_factor=replication_factor),
         acks_when_written=config.durability == topic_pb2.DURABILITY_REPLICATED,
         record_bytes_max=record_bytes_max,
         batch_bytes_max=batch_bytes_max,
         deduplication_window_us=deduplication_window_us,
+        compacts=config.cleanup_policy in _COMPACTING,
+        unclean_leader_election=config.unclean_leader_election,
     )
+
+
+def min_insync_replicas(config: TopicConfig, *, replication_factor: int) -> int:
+    """How many must be in sync for anything to be acknowledged."""
+    return config.min_insync_replicas if config.HasField("min_insync_replicas") else min(2, replication_factor)
 
 
 def as_proto(config: EffectiveConfig) -> TopicConfig:
@@ -99,14 +109,22 @@ def as_proto(config: EffectiveConfig) -> TopicConfig:
     return TopicConfig(
         retention_time=_duration(config.retention_time_us or 0),
         retention_bytes=config.retention_bytes or 0,
-        cleanup_policy=topic_pb2.CLEANUP_POLICY_DELETE,
+        cleanup_policy=_cleanup_policy(config),
         min_insync_replicas=config.min_insync_replicas,
         durability=topic_pb2.DURABILITY_REPLICATED if config.acks_when_written else topic_pb2.DURABILITY_FSYNCED,
         max_record_bytes=config.record_bytes_max,
         max_batch_bytes=config.batch_bytes_max,
         deduplication_window=_duration(config.deduplication_window_us),
-        unclean_leader_election=False,
+        unclean_leader_election=config.unclean_leader_election,
     )
+
+
+def _cleanup_policy(config: EffectiveConfig) -> topic_pb2.CleanupPolicy:
+    if not config.compacts:
+        return topic_pb2.CLEANUP_POLICY_DELETE
+    if config.retention_time_us is None and config.retention_bytes is None:
+        return topic_pb2.CLEANUP_POLICY_COMPACT
+    return topic_pb2.CLEANUP_POLICY_COMPACT_AND_DELETE
 
 
 def check(config: TopicConfig, *, replication_factor: int, defaults: TopicDefaults) -> None:
@@ -115,8 +133,8 @@ def check(config: TopicConfig, *, replication_factor: int, defaults: TopicDefaul
     _check_duration("config.deduplication_window", config, least_us=0, most_us=DEDUPLICATION_WINDOW_US_MAX)
     if config.retention_bytes < 0:
         raise invalid_field("config.retention_bytes", f"0 (no limit) or more, not {config.retention_bytes}")
-    if config.cleanup_policy not in (topic_pb2.CLEANUP_POLICY_UNSPECIFIED, topic_pb2.CLEANUP_POLICY_DELETE):
-        raise unknown_field("config.cleanup_policy", "this version has no log compaction, only DELETE")
+    if config.cleanup_policy not in topic_pb2.CleanupPolicy.values():
+        raise unknown_field("config.cleanup_policy", f"there is no value {config.cleanup_policy}")
     if config.HasField("min_insync_replicas") and not 1 <= config.min_insync_replicas <= replication_factor:
         raise invalid_field(
             "config.min_insync_replicas",
@@ -132,8 +150,6 @@ def check(config: TopicConfig, *, replication_factor: int, defaults: TopicDefaul
             raise invalid_field(
                 "config.max_record_bytes", f"at most max_batch_bytes, {batch_bytes_max}, not {config.max_record_bytes}"
             )
-    if config.unclean_leader_election:
-        raise unknown_field("config.unclean_leader_election", "this version has no unclean leader election")
 
 
 def merge(current: TopicConfig, changes: TopicConfig, *, fields: Iterable[str]) -> TopicConfig:
