@@ -1,16 +1,23 @@
 """What is asked of the coordinator and what it answers: values, shared with the services.
 
-Start positions are messages of the public API; everything else is plain.
+Start positions are messages of the public API; everything else is plain. Here too: the error of a coordinator that is
+nowhere just now, because everybody on the way raises or reads it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from postbus.v1 import subscriber_pb2
 
+from broker.errors import PostbusError, Reason
 from broker.groups.records import PartitionKey
 
 PROCESSING_TIMEOUT_MS_DEFAULT = 300_000
+MOVE_RETRY_MS = 200
+_MAYBE_DONE = "maybe_done"
+
+MemberKey: TypeAlias = tuple[str, str]  # group, member id
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,8 @@ class HeartbeatCall:
     stream: a Subscribe stream holds the membership: no session timeout; `disconnected` tells of its end.
     start_at, start_positions: for partitions without a committed offset, by topic and by (topic, partition).
     group_kind: postbus.v1.GroupKind; unspecified: what the group is.
+    new_member_id: what a new member is to be called, never used before; so that joining again after an answer that
+    was lost makes no second member.
     """
 
     group: str
@@ -52,6 +61,7 @@ class HeartbeatCall:
     start_positions: Mapping[tuple[str, int], int] = field(default_factory=dict)
     group_kind: subscriber_pb2.GroupKind = subscriber_pb2.GROUP_KIND_UNSPECIFIED
     node_id: int = 0
+    new_member_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +114,40 @@ class OffsetChange:
     partition: int
     old_offset: int | None
     new_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangesCall:
+    """A node asks one that coordinates which of its members should send a heartbeat; answered when there is one.
+
+    watch_id: chosen by the asking node. first: it begins here; `added` are all its members. A second call of one
+    watch ends the wait of the one before: that is how members are added meanwhile.
+    """
+
+    watch_id: str
+    first: bool
+    added: tuple[MemberKey, ...] = ()
+    removed: tuple[MemberKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChangesReply:
+    """`known` False: there is no such watch (any more), begin it again. Empty: nothing happened for a while."""
+
+    known: bool
+    changed: tuple[MemberKey, ...] = ()
+
+
+def no_coordinator(*, maybe_done: bool = False) -> PostbusError:
+    """UNAVAILABLE: the group's coordinator is on its way to another node. maybe_done: what was asked may hold."""
+    return PostbusError(
+        Reason.ERROR_REASON_NO_LEADER,
+        "the coordinator of this group is moving to another node; try again",
+        retry_after_ms=MOVE_RETRY_MS,
+        metadata={_MAYBE_DONE: "true"} if maybe_done else None,
+    )
+
+
+def maybe_done(error: PostbusError) -> bool:
+    """Whether what was asked may hold although this is the answer."""
+    return error.kind.outcome_unknown or _MAYBE_DONE in error.metadata

@@ -1,12 +1,11 @@
-"""The coordinator of groups: what the services call. Decides by pure functions, answers when it is durable.
+"""The coordinator of the groups of one groups log. Decides by pure functions, answers when it is durable.
 
 Owns the order of things in each request: check, decide, write and replay without an `await` in between; then wait;
 then look again, because a member may have been replaced meanwhile. Groups themselves, their timers and their log are
-the driver's.
+the driver's. It waits as long as its caller does: deadlines are the client's (`client`).
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import secrets
 from bisect import bisect_right
@@ -31,7 +30,7 @@ from broker.groups.calls import (
 from broker.groups.driver import CoordinatorSettings, GroupDriver, Topics
 from broker.groups.group import SETTINGS_DEFAULT, Group, member_replaced
 from broker.groups.group_config import changed_config, check_config, check_kind
-from broker.groups.journal import CallLater, GroupsLog, Journal
+from broker.groups.journal import CallLater, GroupsPartition, Journal
 from broker.groups.records import SETTINGS, Member, PartitionKey, Record, Settings
 
 LIST_PAGE_SIZE_DEFAULT = 100
@@ -41,11 +40,11 @@ RESOLVE_WAIT_S = 1.0
 
 
 class GroupCoordinator:
-    """All groups of this node. On the loop only."""
+    """The groups of one log, in one epoch of its leader. On the loop only."""
 
     def __init__(
         self,
-        log: GroupsLog,
+        partition: GroupsPartition,
         topics: Topics,
         *,
         clock: Clock,
@@ -53,22 +52,39 @@ class GroupCoordinator:
         settings: CoordinatorSettings | None = None,
         node_id: int = 1,
         new_member_id: Callable[[], str] = lambda: secrets.token_hex(12),
+        groups_elsewhere: Callable[[], int] = lambda: 0,
     ) -> None:
-        """call_later: as of the loop. new_member_id: never the same twice."""
+        """partition: this node leads it. call_later: as of the loop. new_member_id: never the same twice.
+
+        groups_elsewhere: groups of this node's other coordinators, which count as well.
+        """
         self.settings = settings or CoordinatorSettings()
-        self._journal = Journal(log, clock=clock, call_later=call_later)
+        self._journal = Journal(partition, call_later=call_later)
         self._driver = GroupDriver(self._journal, topics, clock=clock, call_later=call_later, settings=self.settings)
         self._topics = topics
         self._node_id = node_id
         self._new_member_id = new_member_id
+        self._groups_elsewhere = groups_elsewhere
+
+    @property
+    def group_count(self) -> int:
+        """Groups of this log."""
+        return len(self._driver.groups)
 
     async def start(self) -> None:
-        """Loads the groups. Call once, when the topics are known."""
+        """Loads the groups. Call once, when the topics are known. Raises StorageError, GroupLogError, NO_LEADER."""
         await self._driver.start()
 
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Calls that wait and later ones are UNAVAILABLE; returns tasks that are about to end.
+
+        What was decided is handed to the log, if this node still leads it.
+        """
+        return self._driver.stop()
+
     async def close(self) -> None:
-        """Stops; later calls are UNAVAILABLE. What was decided is handed to the log."""
-        await self._driver.close()
+        """The same; returns when it is all over."""
+        await asyncio.gather(*self.stop(), return_exceptions=True)
 
     # --- members
 
@@ -104,7 +120,8 @@ class GroupCoordinator:
         check_kind(group.name, group.kind, call.group_kind)
         self._check_topics(call)
         call = self._with_processing_timeout(group, call)
-        joined = membership.decide_join(group, call, new_member_id=self._new_member_id(), now_us=self._driver.now_us())
+        new_member_id = call.new_member_id or self._new_member_id()
+        joined = membership.decide_join(group, call, new_member_id=new_member_id, now_us=self._driver.now_us())
         if joined.member.member_id not in group.members and len(group.members) >= self.settings.group_members_max:
             raise _quota(f"group {group.name!r} has {len(group.members)} members, as many as are allowed")
         member = joined.member
@@ -171,22 +188,24 @@ class GroupCoordinator:
             self._driver.settle(group, released=untold)
 
     def _heard_from(self, group: Group, member: Member) -> None:
-        session = self._driver.session(group, member.member_id)
-        assert session is not None
         if member.heartbeats:
             self._driver.expire_in(group, member, self.settings.session_timeout_ms)
         else:
-            self._driver.keep(session)
+            self._driver.held(group, member)
 
     def watch(self, group: str, member_id: str, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the member should send a heartbeat: its target changed, or its membership ended.
 
-        Nothing is missed between a reply and this: what happened since is told at once.
+        Nothing is missed between a reply and this: what happened since is told at once. While a stream member is
+        watched it stays, without heartbeats.
         """
         existing = self._driver.groups.get(group)
         session = self._driver.session(existing, member_id) if existing else None
-        if session is not None:
+        if session is not None and existing is not None:
             session.watchers.append(on_change)
+            member = existing.members[member_id]
+            if not member.heartbeats:
+                self._driver.held(existing, member)
         if session is None or session.dirty:
             asyncio.get_running_loop().call_soon(on_change)
 
@@ -194,9 +213,9 @@ class GroupCoordinator:
         """The end of `watch`; unknown ones are fine."""
         existing = self._driver.groups.get(group)
         session = self._driver.session(existing, member_id) if existing else None
-        if session is not None:
-            with contextlib.suppress(ValueError):
-                session.watchers.remove(on_change)
+        if session is not None and existing is not None and on_change in session.watchers:
+            session.watchers.remove(on_change)
+            self._driver.unwatched(existing, existing.members[member_id])
 
     def disconnected(self, group: str, member_id: str, member_epoch: int) -> None:
         """The stream ended without leaving: the member has half a second to resume, a static one its timeout."""
@@ -232,8 +251,13 @@ class GroupCoordinator:
         member_id empty: from outside; raises GROUP_NOT_EMPTY unless the group has no members.
         """
         self._journal.check_room()
+        self._existing(group)
+        if member_id:
+            outcomes = [self._check_member_entry(entry) for entry in entries]
+        else:
+            outcomes = list(await asyncio.gather(*(self._check_outside_entry(entry) for entry in entries)))
+            self._journal.check_room()
         existing = self._existing(group)
-        outcomes = [self._check_entry(entry, from_outside=not member_id) for entry in entries]
         good = [entry for entry, wrong in zip(entries, outcomes, strict=True) if wrong is None]
         commits = offsets.decide_commit(existing, member_id, good, now_us=self._driver.now_us())
         self._driver.write(existing, commits.records)
@@ -260,11 +284,12 @@ class GroupCoordinator:
             raise offsets.assignment_lost(existing, key, fence)
         if offset < 0:
             raise errors.invalid_field("offset", f"{offset} is negative")
-        self._driver.write(
-            existing,
-            offsets.decide_seek(existing, member_id, key, offset, fence=fence, now_us=self._driver.now_us()),
-        )
-        self._driver.follow_revoking(existing, existing.members[member_id])
+        if not offsets.moved_already(existing, member_id, key, offset, fence=fence):
+            self._driver.write(
+                existing,
+                offsets.decide_seek(existing, member_id, key, offset, fence=fence, now_us=self._driver.now_us()),
+            )
+            self._driver.follow_revoking(existing, existing.members[member_id])
         new_fence = existing.owners[key].fence
         await self._journal.durable()
         owner = existing.owners.get(key)
@@ -272,22 +297,21 @@ class GroupCoordinator:
             raise offsets.assignment_lost(existing, key, new_fence)
         return Assigned(topic.name, topic_id, partition, offset, new_fence)
 
-    def _check_entry(self, entry: CommitEntry, *, from_outside: bool) -> PostbusError | None:
+    def _check_member_entry(self, entry: CommitEntry) -> PostbusError | None:
+        """The fence tells whether the partition is there and the member's; how far it was delivered others know."""
+        if entry.offset < 0:
+            return errors.invalid_field("offset", f"{entry.offset} is negative")
+        end_offset = self._topics.end_offset(entry.topic_id, entry.partition)
+        return _past_the_end(entry.offset, end_offset) if end_offset is not None else None
+
+    async def _check_outside_entry(self, entry: CommitEntry) -> PostbusError | None:
         if entry.offset < 0:
             return errors.invalid_field("offset", f"{entry.offset} is negative")
         try:
-            high_watermark = self._topics.high_watermark(entry.topic_id, entry.partition)
+            high_watermark = await self._topics.fresh_high_watermark(entry.topic_id, entry.partition)
         except PostbusError as error:
-            # To a member the partition is merely gone, which the fence will tell.
-            return error if from_outside else None
-        if entry.offset > high_watermark:
-            return PostbusError(
-                Reason.ERROR_REASON_OFFSET_OUT_OF_RANGE,
-                f"offset {entry.offset} is past the end of what may be read, {high_watermark}",
-                field="offset",
-                metadata={"offset": entry.offset, "latest": high_watermark},
-            )
-        return None
+            return error
+        return _past_the_end(entry.offset, high_watermark)
 
     async def reset_offsets(
         self,
@@ -344,12 +368,12 @@ class GroupCoordinator:
             else:
                 committed = group.committed.get(key)
                 place = (committed.offset if committed else earliest) + (shift or 0)
-            places[key] = min(max(place, earliest), self._topics.high_watermark(*key))
+            places[key] = min(max(place, earliest), await self._topics.fresh_high_watermark(*key))
         return places
 
     async def committed_offsets(self, group: str, topics: Collection[str] = ()) -> list[group_pb2.CommittedOffset]:
         """Committed offsets and lag, by topic and partition. topics: only these; empty: all."""
-        existing = self._existing(group)
+        existing = await self._refreshed(group)
         for topic in topics:
             if self._topics.by_name(topic) is None:
                 raise errors.topic_not_found(topic)
@@ -375,12 +399,13 @@ class GroupCoordinator:
 
     async def get_group(self, name: str) -> group_pb2.Group:
         """With members, offsets and lag."""
-        return self._describe(self._existing(name))
+        return self._describe(await self._refreshed(name))
 
     async def list_groups(
         self, *, page_size: int = 0, page_token: str = "", prefix: str = ""
     ) -> tuple[list[group_pb2.Group], str]:
         """Groups by name, without members and offsets, and the token of the next page (empty: no more)."""
+        self._journal.check_leading()
         if page_size < 0:
             raise errors.invalid_field("page_size", f"{page_size} is negative")
         page_size = min(page_size or LIST_PAGE_SIZE_DEFAULT, LIST_PAGE_SIZE_MAX)
@@ -437,6 +462,15 @@ class GroupCoordinator:
             raise errors.group_not_found(name)
         return group
 
+    async def _refreshed(self, name: str) -> Group:
+        """The group, and lag that means something: its partitions may be led by other nodes."""
+        self._journal.check_leading()
+        group = self._existing(name)
+        keys = {(topic.topic_id, number) for topic in group.wanted_topics() for number in range(topic.partition_count)}
+        await self._topics.refresh(sorted(keys | group.committed.keys()))
+        self._journal.check_leading()
+        return self._existing(name)
+
     def _check_topics(self, call: HeartbeatCall) -> None:
         for topic in call.topics or ():
             if self._topics.by_name(topic) is None:
@@ -456,8 +490,9 @@ class GroupCoordinator:
         return call
 
     def _check_group_count(self) -> None:
-        if len(self._driver.groups) >= self.settings.groups_max:
-            raise _quota(f"this node has {len(self._driver.groups)} groups, as many as are allowed")
+        count = self.group_count + self._groups_elsewhere()
+        if count >= self.settings.groups_max:
+            raise _quota(f"this node coordinates {count} groups, as many as are allowed")
 
     def _describe(self, group: Group, *, in_full: bool = True) -> group_pb2.Group:
         return descriptions.describe(group, self._topics, self.settings, node_id=self._node_id, in_full=in_full)
@@ -465,6 +500,17 @@ class GroupCoordinator:
 
 def _serialised(config: group_pb2.GroupConfig) -> bytes:
     return config.SerializeToString(deterministic=True)
+
+
+def _past_the_end(offset: int, end_offset: int) -> PostbusError | None:
+    if offset <= end_offset:
+        return None
+    return PostbusError(
+        Reason.ERROR_REASON_OFFSET_OUT_OF_RANGE,
+        f"offset {offset} is past the end of what may be read, {end_offset}",
+        field="offset",
+        metadata={"offset": offset, "latest": end_offset},
+    )
 
 
 def _quota(message: str) -> PostbusError:

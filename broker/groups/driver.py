@@ -1,13 +1,13 @@
 """The loop between decisions and the log: writes their records, replays them, settles the group, tells who must know.
 
-Owns all groups of this node and what is volatile about members: timers and watchers. It decides nothing itself, and
-answers nobody: `coordinator` does. Nothing here awaits between a decision and its replay.
+Owns all groups of one groups log and what is volatile about members: timers and watchers. It decides nothing itself,
+and answers nobody: `coordinator` does. Nothing here awaits between a decision and its replay.
 """
 
 import asyncio
 import logging
 from bisect import bisect_left, insort
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -28,6 +28,10 @@ from broker.storage.errors import StorageError
 logger = logging.getLogger(__name__)
 
 RESOLVE_RETRY_S = 1.0
+# Starts of partitions that are looked up at once; each may be a question to another node.
+RESOLVE_AT_ONCE = 32
+# Groups that a start settles before others have their turn on the loop.
+SETTLE_A_TURN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ class CoordinatorSettings:
 
     member_resume_ms: int = 500
     """How long a member whose stream broke may resume."""
-    member_resume_after_restart_ms: int = 10_000
-    """The same after a restart of this node."""
+    member_resume_after_node_loss_ms: int = 10_000
+    """The same when the node that held the stream went silent, or the group came to another coordinator."""
     session_timeout_ms: int = 45_000
     """A member without a stream is removed after so long without a heartbeat."""
     static_member_timeout_ms: int = 45_000
@@ -51,7 +55,7 @@ class CoordinatorSettings:
     group_members_max: int = 1_000
     """Most members of one group."""
     groups_max: int = 10_000
-    """Most groups of this node."""
+    """Most groups of one groups log."""
 
 
 class Topics(Protocol):
@@ -67,7 +71,16 @@ class Topics(Protocol):
         """The offset of a place; an unset one is EARLIEST. Raises PostbusError."""
 
     def high_watermark(self, topic_id: str, partition: int) -> int:
-        """End of what may be read. Raises PostbusError for a partition that isn't there."""
+        """End of what may be read, as far as this node knows. Raises PostbusError for a partition that isn't there."""
+
+    def fresh_high_watermark(self, topic_id: str, partition: int) -> Awaitable[int]:
+        """The same as its leader knows it now. Raises PostbusError."""
+
+    def refresh(self, keys: Sequence[PartitionKey]) -> Awaitable[None]:
+        """Asks the leaders of these for their high watermarks; those that do not answer soon stay as they are."""
+
+    def end_offset(self, topic_id: str, partition: int) -> int | None:
+        """The log's end, if this node leads it: nothing was ever delivered beyond. None: others know."""
 
 
 class Session:
@@ -93,7 +106,7 @@ class Session:
 
 
 class GroupDriver:
-    """All groups of this node. On the loop only."""
+    """All groups of one log. On the loop only."""
 
     def __init__(
         self,
@@ -115,30 +128,41 @@ class GroupDriver:
         self._resolving: dict[str, asyncio.Task[None]] = {}
         self._retries: dict[str, Timer] = {}
         self._expiry_timer: Timer | None = None
+        self._loaded = False
+        self._missed: list[tuple[Collection[str], Collection[str]]] = []  # changes of topics while it was loaded
 
     # --- life
 
     async def start(self) -> None:
-        """Loads all groups. Topics must be known by now: offsets of those that aren't go."""
-        for key, value, offset in await self.journal.load():
-            record = records.decode(key, value)
-            group = self.groups.get(record.group)
-            if group is None:
-                group = self.groups[record.group] = Group(record.group)
-                insort(self.names, group.name)
-            group.replay(record, offset)
-        for group in list(self.groups.values()):
+        """Loads all groups. Topics must be known by now: offsets of those that aren't go. Raises what `load` does."""
+        await self.journal.load(self._replay)
+        self.groups = {name: self.groups[name] for name in sorted(self.groups) if self.groups[name].exists}
+        self.names = list(self.groups)
+        for number, group in enumerate(list(self.groups.values()), 1):
             gone = {topic_id for topic_id in topic_ids_of(group) if self.topics.by_id(topic_id) is None}
             self.write(group, decide_topic_deleted(group, gone))
             for member in group.members.values():
                 self._sessions[group.name, member.member_id] = Session()
-                self.expire_in(group, member, self._patience_after_restart_ms(group, member))
+                self.expire_in(group, member, self._patience_after_move_ms(group, member))
             if group.members:
                 self.settle(group)
+            if number % SETTLE_A_TURN == 0:
+                await asyncio.sleep(0)
+        self._loaded = True
+        for deleted, changed in self._missed:
+            self.topics_changed(deleted=deleted, changed=changed)
+        self._missed.clear()
         self._schedule_expiry()
 
-    async def close(self) -> None:
-        """Stops timers and tasks. Members stay: they resume elsewhere, or after the restart."""
+    def _replay(self, key: bytes, value: bytes | None, offset: int) -> None:
+        record = records.decode(key, value)
+        group = self.groups.get(record.group)
+        if group is None:
+            group = self.groups[record.group] = Group(record.group)
+        group.replay(record, offset)
+
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Stops timers and ends what waits; the tasks are about to end. Members stay: they resume elsewhere."""
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
         for session in self._sessions.values():
@@ -148,8 +172,10 @@ class GroupDriver:
         tasks = list(self._resolving.values())
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Those whose calls end now would begin to wait for their members.
+        self._call_later = _never
         self.journal.close()
+        return tasks
 
     def now_us(self) -> int:
         """Wall clock."""
@@ -231,21 +257,25 @@ class GroupDriver:
 
     async def _resolve_starts(self, group: Group, unresolved: Mapping[PartitionKey, bytes]) -> None:
         starts: dict[tuple[PartitionKey, bytes], int] = {}
-        failed = False
+        wanted = list(unresolved.items())
         try:
-            for key, position in unresolved.items():
-                try:
-                    start = subscriber_pb2.StartPosition.FromString(position)
-                    starts[key, position] = await self.topics.resolve(key[0], key[1], start)
-                except (PostbusError, StorageError) as error:  # a topic that goes, a damaged log
-                    failed = True
-                    logger.warning("group %s: start of partition %s/%d unknown: %s", group.name, *key, error)
+            for begin in range(0, len(wanted), RESOLVE_AT_ONCE):
+                chunk = wanted[begin : begin + RESOLVE_AT_ONCE]
+                found = await asyncio.gather(*(self._resolve_start(group.name, *each) for each in chunk))
+                starts.update((each, at) for each, at in zip(chunk, found, strict=True) if at is not None)
         finally:
             del self._resolving[group.name]
-        if failed:
+        if len(starts) < len(unresolved):
             self._retries[group.name] = self._call_later(RESOLVE_RETRY_S, partial(self._retry_resolving, group))
         if self.groups.get(group.name) is group:
             self.settle(group, starts=starts)
+
+    async def _resolve_start(self, group_name: str, key: PartitionKey, position: bytes) -> int | None:
+        try:
+            return await self.topics.resolve(*key, subscriber_pb2.StartPosition.FromString(position))
+        except (PostbusError, StorageError) as error:  # a topic that goes, a partition without a leader, a damaged log
+            logger.warning("group %s: start of partition %s/%d unknown: %s", group_name, *key, error)
+            return None
 
     def _retry_resolving(self, group: Group) -> None:
         del self._retries[group.name]
@@ -256,6 +286,9 @@ class GroupDriver:
 
     def topics_changed(self, *, deleted: Collection[str], changed: Collection[str]) -> None:
         """Topic ids that are gone, names of topics that are new or have grown."""
+        if not self._loaded:
+            self._missed.append((deleted, changed))
+            return
         for group in list(self.groups.values()):
             gone = topic_ids_of(group) & set(deleted)
             affected = self.write(group, decide_topic_deleted(group, gone)) if gone else set()
@@ -299,8 +332,21 @@ class GroupDriver:
         session.timer_at = session.expires_at
         session.timer = self._call_later(timeout_ms / 1000, partial(self._expired, group, member.member_id, session))
 
-    def keep(self, session: Session) -> None:
-        """A stream holds the membership."""
+    def held(self, group: Group, member: Member) -> None:
+        """Heard of a member whose stream holds its membership: while a node watches for the stream, it stays."""
+        session = self._sessions[group.name, member.member_id]
+        if session.watchers:
+            self._keep(session)
+        else:
+            self.expire_in(group, member, self.settings.member_resume_after_node_loss_ms)
+
+    def unwatched(self, group: Group, member: Member) -> None:
+        """The node of a member's stream watches no longer, and did not say what became of the stream."""
+        session = self._sessions[group.name, member.member_id]
+        if not session.watchers and not member.heartbeats and session.expires_at is None:
+            self.expire_in(group, member, self._patience_after_move_ms(group, member))
+
+    def _keep(self, session: Session) -> None:
         session.expires_at = None
         if session.timer is not None:
             session.timer.cancel()
@@ -324,8 +370,8 @@ class GroupDriver:
             return group.config.static_member_timeout.ToMilliseconds()
         return self.settings.static_member_timeout_ms
 
-    def _patience_after_restart_ms(self, group: Group, member: Member) -> int:
-        patience_ms = self.settings.member_resume_after_restart_ms
+    def _patience_after_move_ms(self, group: Group, member: Member) -> int:
+        patience_ms = self.settings.member_resume_after_node_loss_ms
         if member.instance_id:
             patience_ms = max(patience_ms, self.static_member_timeout_ms(group))
         if member.heartbeats:
@@ -406,6 +452,15 @@ class GroupDriver:
                     logger.info("group %s: offsets expired", group.name)
                     self.write(group, decided)
         self._schedule_expiry()
+
+
+class _NoTimer:
+    def cancel(self) -> None:
+        """It will not come."""
+
+
+def _never(_delay_s: float, _callback: Callable[[], None]) -> Timer:
+    return _NoTimer()
 
 
 def _call_all(callbacks: Collection[Callable[[], None]]) -> None:

@@ -62,6 +62,9 @@ def decide_join(group: Group, call: HeartbeatCall, *, new_member_id: str, now_us
     earlier = group.member_of_instance(call.instance_id) if call.instance_id else group.members.get(call.member_id)
     if earlier is not None and earlier.instance_id != call.instance_id:
         earlier = None
+    if earlier is None:
+        # The answer to the same call was lost, and it was repeated.
+        earlier = group.members.get(new_member_id)
     member = Member(
         member_id=earlier.member_id if earlier else new_member_id,
         member_epoch=earlier.member_epoch + 1 if earlier else 1,

@@ -81,6 +81,19 @@ def decide_seek(
     ]
 
 
+def moved_already(group: Group, member_id: str, key: PartitionKey, offset: int, *, fence: int) -> bool:
+    """Whether the same seek was carried out before, and its answer lost: nothing was done since under the new fence."""
+    owner, committed = group.owners.get(key), group.committed.get(key)
+    return (
+        owner is not None
+        and committed is not None
+        and owner.member_id == member_id
+        and member_id in group.members
+        and owner.fence > fence
+        and (owner.start_offset, committed.offset, committed.fence) == (offset, offset, 0)
+    )
+
+
 def decide_reset(group: Group, offsets: Mapping[PartitionKey, int], *, now_us: int) -> list[Record]:
     """Moves committed offsets of a group without members; raises GROUP_NOT_EMPTY."""
     check_empty(group)

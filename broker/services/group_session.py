@@ -3,6 +3,9 @@
 Speaks to the coordinator on the member's behalf, as a smart client would with Heartbeat and CommitOffsets: reports
 what it owns, takes what it is given, gives up what it is asked for once that is acknowledged. One task speaks to the
 coordinator, in order: commits first, so that what was acknowledged counts before a partition passes on.
+
+A coordinator that moves is the client's business (`groups.client`); when it is nowhere for long, acknowledgements are
+kept here and delivery goes on for one window.
 """
 
 import asyncio
@@ -17,7 +20,7 @@ from broker import errors
 from broker.errors import PostbusError, Reason
 from broker.groups.ack_tracker import AckTracker
 from broker.groups.calls import Assigned, CommitEntry, HeartbeatCall, HeartbeatReply
-from broker.groups.coordinator import GroupCoordinator
+from broker.groups.client import CoordinatorClient
 from broker.groups.records import PartitionKey
 from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
@@ -29,6 +32,12 @@ NACK_DELAY_MIN_S: Final = 1.0
 NACK_DELAY_MAX_S: Final = 60.0
 NACK_REASON_CHARS_MAX: Final = 1024
 LEFT_MEMBERS_MAX: Final = 1000
+# Between two tries to reach a coordinator that could not be reached within the client's time.
+COORDINATOR_RETRY_S: Final = 0.5
+# So much later than planned, a timer tells that this process was stopped: its members may have lost everything.
+STOPPED_S: Final = 3.0
+WATCH_INTERVAL_S_MAX: Final = 5.0
+HIGH_WATERMARK_WAIT_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -87,9 +96,11 @@ class WindowLimit:
         # hold up the loop, so they are asked again only once this is used up.
         self._records_left = 0
         self._bytes_left = 0
+        # True: acknowledgements can't be committed now, and so give no room for more.
+        self.frozen = False
 
     def open(self) -> bool:
-        if self._records_left <= 0 or self._bytes_left <= 0:
+        if (self._records_left <= 0 or self._bytes_left <= 0) and not self.frozen:
             trackers = self._trackers.values()
             self._records_left = self._records_max - sum(tracker.outstanding_records for tracker in trackers)
             self._bytes_left = self._bytes_max - sum(tracker.outstanding_bytes for tracker in trackers)
@@ -110,7 +121,7 @@ class GroupSession(Subscription):
         plan: Plan,
         surroundings: Surroundings,
         *,
-        coordinator: GroupCoordinator,
+        coordinator: CoordinatorClient,
         memberships: Memberships,
     ) -> None:
         super().__init__(stream, plan, surroundings)
@@ -127,6 +138,10 @@ class GroupSession(Subscription):
         self._attention = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._static_leave = False
+        self._ticked_at = surroundings.clock.monotonic()
+        self._tick_s = min(plan.processing_timeout_s / 4, WATCH_INTERVAL_S_MAX)
+        self._unsure = False  # whether it still holds what it did
+        self._checks: set[asyncio.Task[None]] = set()
 
     # --- joining and leaving ---
 
@@ -191,7 +206,7 @@ class GroupSession(Subscription):
 
     async def leave(self) -> None:
         """The stream ended: the member has half a second to come back, unless it left."""
-        for task in self._tasks:
+        for task in (*self._tasks, *self._checks):
             task.cancel()
         if self._joined:
             self._coordinator.unwatch(self.plan.group, self.member_id, self._on_change)
@@ -228,12 +243,25 @@ class GroupSession(Subscription):
             while True:
                 await self._attention.wait()
                 self._attention.clear()
-                await self._commit_pending()
-                if self._changed:
-                    self._changed = False
-                    await self._heartbeat_coordinator()
+                try:
+                    await self._commit_pending()
+                    if self._changed:
+                        self._changed = False
+                        await self._heartbeat_coordinator()
+                    self._freeze(False)
+                except PostbusError as error:
+                    if not error.kind.retriable:
+                        raise
+                    self._freeze(True)
+                    self._on_change()
+                    await asyncio.sleep(COORDINATOR_RETRY_S)
         except Exception as error:
             self.fail(error)
+
+    def _freeze(self, frozen: bool) -> None:
+        if isinstance(self.flow, WindowLimit) and self.flow.frozen != frozen:
+            self.flow.frozen = frozen
+            self.wake()
 
     async def _heartbeat_coordinator(self) -> None:
         reply = await self._coordinator.heartbeat(
@@ -247,7 +275,21 @@ class GroupSession(Subscription):
             )
         )
         self._member_epoch = reply.member_epoch
+        self._unsure = False
         self._apply(reply)
+        self.wake()
+
+    def _collect(self) -> list[delivery.Buffer]:
+        """After this process was stopped for long others may own the partitions: asks before it sends more of them."""
+        if not self._unsure and self._late():
+            self._unsure = True
+            self._on_change()
+        return [] if self._unsure else super()._collect()
+
+    def _late(self) -> bool:
+        now = self.surroundings.clock.monotonic()
+        late, self._ticked_at = now - self._ticked_at > self._tick_s + STOPPED_S, now
+        return late
 
     def _apply(self, reply: HeartbeatReply) -> None:
         """Takes and gives up partitions as the target says."""
@@ -283,10 +325,21 @@ class GroupSession(Subscription):
         self.membership.trackers[assigned.key] = tracker
         cursor = Cursor(partition, next_offset=assigned.offset, fence=assigned.fence, tracker=tracker)
         cursor.paused = self.plan.assign_paused
-        if assigned.offset > partition.high_watermark:
-            self.fail(positions.out_of_range(partition, assigned.offset))
         self.add_cursor(cursor)
+        if assigned.offset > partition.high_watermark:
+            check = asyncio.create_task(self._check_offset(cursor, assigned.offset))
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
         return cursor
+
+    async def _check_offset(self, cursor: Cursor, offset: int) -> None:
+        """The group is past what this node knows of the partition: its leader says whether that is there."""
+        try:
+            end_offset = await cursor.partition.fresh_high_watermark(HIGH_WATERMARK_WAIT_S)
+        except PostbusError:
+            return  # nothing is to be read then, either
+        if offset > end_offset and self.cursors.get(cursor.key) is cursor and cursor.next_offset == offset:
+            self.fail(positions.out_of_range(cursor.partition, offset))
 
     def _drop(self, cursor: Cursor) -> Cursor:
         self.remove_cursor(cursor)
@@ -387,7 +440,13 @@ class GroupSession(Subscription):
         all_counted = True
         while self._commits:
             entries, self._commits = list(self._commits.values()), {}
-            outcomes = await self._coordinator.commit(self.plan.group, self.member_id, entries)
+            try:
+                outcomes = await self._coordinator.commit(self.plan.group, self.member_id, entries)
+            except PostbusError:
+                # They stay to be made, unless newer ones came.
+                for entry in entries:
+                    self._commits.setdefault((entry.topic_id, entry.partition), entry)
+                raise
             for entry, outcome in zip(entries, outcomes, strict=True):
                 self._report_commit(entry, outcome)
                 all_counted = all_counted and outcome is None
@@ -547,8 +606,11 @@ class GroupSession(Subscription):
     async def _watch_processing(self, owner: asyncio.Task[Any]) -> None:
         timeout_s = self.plan.processing_timeout_s
         while True:
-            await asyncio.sleep(min(timeout_s / 4, 5.0))
+            await asyncio.sleep(self._tick_s)
             now = self.surroundings.clock.monotonic()
+            if self._late():
+                self._unsure = True
+                self._on_change()
             late = [
                 cursor
                 for cursor in self.cursors.values()

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from postbus.v1 import group_pb2, record_pb2
 
 from broker import errors
+from broker.clock import Clock
 from broker.errors import PostbusError
 from broker.groups.calls import CommitEntry, HeartbeatCall, HeartbeatReply
-from broker.groups.coordinator import GroupCoordinator
+from broker.groups.client import CoordinatorClient
 from broker.groups.records import PartitionKey
 from broker.replication.partitions import Partitions
 from broker.services import positions, requests, subscribe_start
@@ -17,6 +18,8 @@ from broker.services.adapter import Call
 from broker.services.paging import PAGE_SIZE_MAX, decoded, encoded
 
 CLIENT_ID_CHARS_MAX = subscribe_start.CLIENT_ID_CHARS_MAX
+# A caller without patience of its own is told so late that the groups log takes nothing, or has no leader.
+ANSWER_S_MAX = 30.0
 
 
 class GroupService:
@@ -25,8 +28,9 @@ class GroupService:
     def __init__(
         self,
         *,
-        coordinator: GroupCoordinator,
+        coordinator: CoordinatorClient,
         partitions: Partitions,
+        clock: Clock,
         node_id: int,
         heartbeat_wait_s: float,
         session_timeout_s: float,
@@ -34,6 +38,7 @@ class GroupService:
     ) -> None:
         self._coordinator = coordinator
         self._partitions = partitions
+        self._clock = clock
         self._node_id = node_id
         self._heartbeat_wait_s = heartbeat_wait_s
         self._session_timeout_s = session_timeout_s
@@ -42,13 +47,14 @@ class GroupService:
     async def create_group(self, request: group_pb2.CreateGroupRequest, call: Call) -> group_pb2.CreateGroupResponse:
         """CreateGroup."""
         positions.check_start("config.start_at", request.config.start_at)
-        group = await self._coordinator.create_group(request.name, request.config)
+        group = await self._coordinator.create_group(request.name, request.config, timeout_s=_patience_s(call))
         return group_pb2.CreateGroupResponse(group=group)
 
     async def get_group(self, request: group_pb2.GetGroupRequest, call: Call) -> group_pb2.GetGroupResponse:
         """GetGroup: with members and lag."""
         requests.check_name("name", request.name)
-        return group_pb2.GetGroupResponse(group=await self._coordinator.get_group(request.name))
+        group = await self._coordinator.get_group(request.name, timeout_s=_patience_s(call))
+        return group_pb2.GetGroupResponse(group=group)
 
     async def list_groups(self, request: group_pb2.ListGroupsRequest, call: Call) -> group_pb2.ListGroupsResponse:
         """ListGroups: by name."""
@@ -58,7 +64,7 @@ class GroupService:
             )
         after = decoded(request.page_token) if request.page_token else ""
         groups, last = await self._coordinator.list_groups(
-            page_size=request.page_size, page_token=after, prefix=request.prefix
+            page_size=request.page_size, page_token=after, prefix=request.prefix, timeout_s=_patience_s(call)
         )
         return group_pb2.ListGroupsResponse(groups=groups, next_page_token=encoded(last) if last else "")
 
@@ -66,22 +72,28 @@ class GroupService:
         """UpdateGroup: the fields of the mask."""
         requests.check_name("name", request.name)
         positions.check_start("config.start_at", request.config.start_at)
-        group = await self._coordinator.update_group(request.name, request.config, list(request.update_mask.paths))
+        group = await self._coordinator.update_group(
+            request.name, request.config, list(request.update_mask.paths), timeout_s=_patience_s(call)
+        )
         return group_pb2.UpdateGroupResponse(group=group)
 
     async def delete_group(self, request: group_pb2.DeleteGroupRequest, call: Call) -> group_pb2.DeleteGroupResponse:
         """DeleteGroup: only without members."""
         requests.check_name("name", request.name)
-        await self._coordinator.delete_group(request.name)
+        await self._coordinator.delete_group(request.name, timeout_s=_patience_s(call))
         return group_pb2.DeleteGroupResponse()
 
     async def heartbeat(self, request: group_pb2.HeartbeatRequest, call: Call) -> group_pb2.HeartbeatResponse:
         """Heartbeat: answers at once when the member has something to do, else after a while."""
         heartbeat = self._heartbeat_call(request, call)
-        reply = await self._coordinator.heartbeat(heartbeat)
+        began = self._clock.monotonic()
+        reply = await self._coordinator.heartbeat(heartbeat, timeout_s=_patience_s(call))
         nothing_to_do = not request.leave and heartbeat.member_epoch and not self._has_news(heartbeat, reply)
-        if nothing_to_do and await self._changed(heartbeat, min(self._heartbeat_wait_s, call.timeout_s * 0.8)):
-            reply = await self._coordinator.heartbeat(heartbeat)
+        # The second question, too, has to be answered within the caller's time.
+        left_s = _patience_s(call) - (self._clock.monotonic() - began)
+        if nothing_to_do and await self._changed(heartbeat, min(self._heartbeat_wait_s, left_s * 0.8)):
+            left_s = _patience_s(call) - (self._clock.monotonic() - began)
+            reply = await self._coordinator.heartbeat(heartbeat, timeout_s=left_s)
         response = group_pb2.HeartbeatResponse(member_id=reply.member_id, member_epoch=reply.member_epoch)
         for assigned in reply.target:
             assignment = response.target.add(fence=assigned.fence)
@@ -166,7 +178,9 @@ class GroupService:
                 raise errors.invalid_field(f"offsets[{index}].fence", f"{assignment.fence} is negative")
             place = assignment.position
             entries.append(CommitEntry(led.topic_id, place.partition, place.offset, assignment.fence))
-        outcomes = await self._coordinator.commit(request.group, request.member_id, entries)
+        outcomes = await self._coordinator.commit(
+            request.group, request.member_id, entries, timeout_s=_patience_s(call)
+        )
         response = group_pb2.CommitOffsetsResponse()
         for assignment, outcome in zip(request.offsets, outcomes, strict=True):
             _report(response, assignment, outcome)
@@ -179,7 +193,9 @@ class GroupService:
         requests.check_name("group", request.group)
         for index, topic in enumerate(request.topics):
             requests.check_name(f"topics[{index}]", topic)
-        offsets = await self._coordinator.committed_offsets(request.group, list(request.topics))
+        offsets = await self._coordinator.committed_offsets(
+            request.group, list(request.topics), timeout_s=_patience_s(call)
+        )
         return group_pb2.GetCommittedOffsetsResponse(offsets=offsets)
 
     async def reset_offsets(self, request: group_pb2.ResetOffsetsRequest, call: Call) -> group_pb2.ResetOffsetsResponse:
@@ -197,6 +213,7 @@ class GroupService:
             to=to,
             shift=request.shift if request.HasField("shift") else None,
             validate_only=request.validate_only,
+            timeout_s=_patience_s(call),
         )
         return group_pb2.ResetOffsetsResponse(
             changes=[
@@ -206,6 +223,11 @@ class GroupService:
                 for change in changes
             ]
         )
+
+
+def _patience_s(call: Call) -> float:
+    """An answer that comes after the caller gave up is wasted: leaves a tenth of the time for the way back."""
+    return min(call.timeout_s * 0.9, ANSWER_S_MAX)
 
 
 def _report(
