@@ -483,9 +483,9 @@ class RaftCore:
                 progress.accepted(body.index, first_index=self.log.first_index)
                 self._commit_what_a_majority_has()
                 self._hand_over_if_caught_up(node_id)
-                self._promote_if_returning(node_id)
             case HeartbeatResponse():
                 progress.waiting = False
+                self._promote_if_returning(node_id)
                 if progress.pace is Pace.SNAPSHOT:
                     if self.ticks - progress.snapshot_sent_tick >= self._settings.election_ticks:
                         self._send_piece(node_id, progress)
