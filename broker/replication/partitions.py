@@ -1,35 +1,46 @@
-"""The partitions that this node leads, by topic and number: follows the cluster's image.
+"""All partitions of all topics, by topic and number: follows the cluster's image.
 
-Owns the objects, and that they come and go with their topics; the records themselves are storage's.
+Owns the objects, and that they come and go with their topics and replicas; the records themselves are storage's. Owns
+the drivers of replication too: who feeds, who pulls, who asks for changes of the ISR, who reads elsewhere.
 """
 
 from collections.abc import Iterator
+from random import Random
 from typing import Final
 
 from postbus.v1 import topic_pb2
 
 from broker import errors
 from broker.clock import Clock
-from broker.controller.state import ClusterState, Topic, difference
+from broker.controller.state import ClusterState, NodeState, PartitionState, Topic, difference
 from broker.controller.topic_config import EffectiveConfig, TopicDefaults, effective
-from broker.replication.partition import Partition, Published
+from broker.peers.calls import Calls
+from broker.peers.links import Transport
+from broker.replication.feeder import Feeder
+from broker.replication.isr_changes import IsrChanges, LoneSession, Session
+from broker.replication.leader import Registered
+from broker.replication.partition import Partition, Published, Role, Shared
+from broker.replication.puller import Puller
+from broker.replication.remote_log import RemoteLog, RemoteReads
+from broker.replication.settings import ReplicationSettings
+from broker.storage.log import PartitionLog
 from broker.storage.store import LogStore
 
 # A publisher without keys stays on a partition for so many bytes, then the next one has its turn.
 STICKY_BYTES: Final = 64 * 1024
 
 
-class LedTopic:
-    """One topic and its partitions."""
+class PartitionedTopic:
+    """One topic and its partitions, led here or not."""
 
     def __init__(self, topic: Topic, config: EffectiveConfig) -> None:
         self.name = topic.name
         self.topic_id = topic.topic_id
+        self.internal = topic.internal
         self.config = config
         self.partitions: list[Partition] = []
         self._sticky = 0
         self._sticky_bytes = 0
-        self._loaded_count = 0
 
     def partition(self, number: int) -> Partition:
         """By number; raises PARTITION_NOT_FOUND."""
@@ -48,18 +59,16 @@ class LedTopic:
 
     @property
     def request_ids_loaded(self) -> bool:
-        """Whether deduplication by request id knows what was appended before this process started."""
-        return self._loaded_count == len(self.partitions)
+        """Whether deduplication by request id knows, for all that is led here, what was appended before."""
+        return all(local.request_ids_loaded for local in self._led_logs())
 
     async def load_request_ids(self) -> None:
-        """Reads them from the index; needed once, before the first publish with a request id."""
-        partitions = list(self.partitions)
-        for partition in partitions:
-            await partition.log.load_request_ids()
-        self._loaded_count = len(partitions)
+        """Reads them from the index; needed before the first publish with a request id in a leader epoch."""
+        for local in list(self._led_logs()):
+            await local.load_request_ids()
 
     def find_request(self, request_id: bytes, *, now_us: int) -> list[Published]:
-        """The parts of an earlier try within the window, wherever they are; empty if there was none.
+        """The parts of an earlier try within the window, in any partition led here; empty if there was none.
 
         All partitions are asked, because partitions may have been added between two tries.
         """
@@ -73,83 +82,214 @@ class LedTopic:
                 True,
             )
             for partition in self.partitions
-            for part in partition.log.request_ids.find(request_id, now_us=now_us)
+            if partition.role is Role.LEADER and partition.local is not None
+            for part in partition.local.request_ids.find(request_id, now_us=now_us)
         ]
+
+    def _led_logs(self) -> Iterator[PartitionLog]:
+        for partition in self.partitions:
+            if partition.role is Role.LEADER and partition.local is not None:
+                yield partition.local
+
+
+LedTopic = PartitionedTopic
 
 
 class Partitions:
-    """All topics of this node."""
+    """All topics."""
 
-    def __init__(self, *, store: LogStore, clock: Clock, defaults: TopicDefaults) -> None:
+    def __init__(
+        self,
+        *,
+        store: LogStore,
+        clock: Clock,
+        defaults: TopicDefaults,
+        node_id: int = 1,
+        session: Session | None = None,
+        transport: Transport | None = None,
+        calls: Calls | None = None,
+        random: Random | None = None,
+        settings: ReplicationSettings | None = None,
+    ) -> None:
+        """session: None for a node that is alone for good. transport, calls: None for a node without peers."""
+        self.settings = settings or ReplicationSettings()
         self._store = store
         self._clock = clock
         self._defaults = defaults
-        self._by_name: dict[str, LedTopic] = {}
-        self._by_id: dict[str, LedTopic] = {}
+        self._calls = calls
+        self._by_name: dict[str, PartitionedTopic] = {}
+        self._by_id: dict[str, PartitionedTopic] = {}
+        self._by_log_id: dict[int, Partition] = {}
+        self._session: Session = session or LoneSession()
+        self._session_seen = (self._session.session_valid, self._session.broker_epoch)
+        self._isr_changes = IsrChanges(session=self._session, settings=self.settings)
+        feeder = puller = None
+        if transport is not None:
+            feeder = Feeder(transport=transport, clock=clock, settings=self.settings, partitions=self._by_log_id)
+            puller = Puller(
+                transport=transport,
+                clock=clock,
+                random=random or Random(),
+                settings=self.settings,
+                broker_epoch=lambda: self._session.broker_epoch,
+                has_room=lambda: store.committer.has_room,
+                wait_for_room=store.wait_for_room,
+            )
+        if calls is not None:
+            RemoteReads(calls, partitions=self._by_log_id, settings=self.settings)
+        self._shared = Shared(
+            node_id=node_id,
+            clock=clock,
+            settings=self.settings,
+            session=self._session,
+            isr_changes=self._isr_changes,
+            feeder=feeder,
+            puller=puller,
+            nodes={},
+            registered={},
+        )
+
+    # --- the image
 
     def follow(self, old: ClusterState, new: ClusterState) -> None:
-        """Makes partitions, changes settings and deletes as the images differ. Storage deletes in the background."""
+        """Makes partitions, changes roles and settings, and deletes, as the images differ.
+
+        Storage deletes in the background.
+        """
         changes = difference(old, new)
+        if changes.nodes:
+            self._shared.nodes = new.nodes
+            self._shared.registered = {node_id: _registered(node) for node_id, node in new.nodes.items()}
+        if self._shared.feeder is not None:
+            self._shared.feeder.throttle.bytes_per_s = new.throttle_bytes_per_s
         for topic in changes.deleted:
             if topic.topic_id in self._by_id:
                 self._delete(topic)
         for topic in changes.created:
-            if topic.internal:
-                continue  # its log is written by its owner alone, and nobody else reads it
-            led = LedTopic(topic, self._effective(topic))
-            self._by_name[topic.name] = self._by_id[topic.topic_id] = led
-            self._grow(led, topic)
+            made = PartitionedTopic(topic, self._effective(topic))
+            self._by_name[topic.name] = self._by_id[topic.topic_id] = made
+            self._grow(made, topic)
         for _, topic in changes.changed:
-            if topic.internal:
-                continue
-            led = self._by_id[topic.topic_id]
-            led.config = self._effective(topic)
-            self._grow(led, topic)
+            changed = self._by_id[topic.topic_id]
+            changed.config = self._effective(topic)
+            self._configure(changed)
+            self._grow(changed, topic)
+        for change in changes.partitions:
+            if change.before is not None:
+                found = self._by_id[change.topic.topic_id]
+                self._follow(found, found.partitions[change.number], change.after)
+        if changes.nodes:
+            for partition in self._by_log_id.values():
+                partition.nodes_changed()
 
-    def _grow(self, led: LedTopic, topic: Topic) -> None:
-        for number in range(len(led.partitions), topic.partition_count):
-            led.partitions.append(
-                Partition(
-                    topic=topic.name,
-                    topic_id=topic.topic_id,
-                    number=number,
-                    log=self._store.create_log(topic.log_ids[number]),
-                    clock=self._clock,
-                )
+    def session_changed(self) -> None:
+        """This node's session with the controller began, ended, or is another one."""
+        seen = (self._session.session_valid, self._session.broker_epoch)
+        if seen == self._session_seen:
+            return
+        registered_anew = seen[1] != self._session_seen[1]
+        self._session_seen = seen
+        for partition in list(self._by_log_id.values()):
+            partition.session_changed()
+        if registered_anew and self._shared.puller is not None:
+            self._shared.puller.ask_all_again()
+
+    async def close(self) -> None:
+        """Replicates and reads elsewhere no more; before storage closes."""
+        await self._isr_changes.close()
+        if self._shared.puller is not None:
+            await self._shared.puller.close()
+        if self._shared.feeder is not None:
+            await self._shared.feeder.close()
+        for partition in list(self._by_log_id.values()):
+            await partition.close()
+
+    def _grow(self, topic: PartitionedTopic, image: Topic) -> None:
+        for number in range(len(topic.partitions), image.partition_count):
+            state = image.partitions[number]
+            partition = Partition(
+                topic=topic.name, topic_id=topic.topic_id, number=number, log_id=state.log_id, shared=self._shared
             )
-        for partition in led.partitions:
-            partition.acks_when_written = led.config.acks_when_written
-            partition.log.wants_written = led.config.acks_when_written
-            partition.log.request_ids.window_us = led.config.deduplication_window_us
-            partition.log.retention_us = led.config.retention_time_us
-            partition.log.retention_bytes = led.config.retention_bytes
+            partition.attach_remote(RemoteLog(partition, calls=self._calls, clock=self._clock, settings=self.settings))
+            topic.partitions.append(partition)
+            self._by_log_id[state.log_id] = partition
+            self._configure_one(topic, partition)
+            self._follow(topic, partition, state)
 
-    def _delete(self, topic: Topic) -> None:
-        led = self._by_id.pop(topic.topic_id)
-        if self._by_name.get(topic.name) is led:
-            del self._by_name[topic.name]
-        for partition in led.partitions:
+    def _follow(self, topic: PartitionedTopic, partition: Partition, state: PartitionState) -> None:
+        def log_of_replica() -> PartitionLog:
+            made = self._store.create_log(state.log_id)
+            _set_up(made, topic)
+            return made
+
+        unassigned = partition.follow(state, log_of_replica=log_of_replica)
+        if unassigned is not None:
+            self._store.delete_log(unassigned.log_id)
+
+    def _configure(self, topic: PartitionedTopic) -> None:
+        for partition in topic.partitions:
+            self._configure_one(topic, partition)
+
+    def _configure_one(self, topic: PartitionedTopic, partition: Partition) -> None:
+        partition.configure(
+            min_insync_replicas=topic.config.min_insync_replicas, acks_when_written=topic.config.acks_when_written
+        )
+        if partition.local is not None:
+            _set_up(partition.local, topic)
+
+    def _delete(self, image: Topic) -> None:
+        topic = self._by_id.pop(image.topic_id)
+        if self._by_name.get(image.name) is topic:
+            del self._by_name[image.name]
+        for partition in topic.partitions:
+            del self._by_log_id[partition.log_id]
             partition.delete()
-            self._store.delete_log(partition.log.log_id)
+            if partition.local is not None:
+                self._store.delete_log(partition.log_id)
 
     def _effective(self, topic: Topic) -> EffectiveConfig:
         config = topic_pb2.TopicConfig.FromString(topic.config)
         return effective(config, replication_factor=topic.replication_factor, defaults=self._defaults)
 
-    def topic(self, name: str) -> LedTopic:
-        """By name; raises TOPIC_NOT_FOUND."""
-        led = self._by_name.get(name)
-        if led is None:
-            raise errors.topic_not_found(name)
-        return led
+    # --- who is there
 
-    def find(self, topic_id: str) -> LedTopic | None:
+    def topic(self, name: str) -> PartitionedTopic:
+        """By name; raises TOPIC_NOT_FOUND, for the broker's own topics too."""
+        topic = self._by_name.get(name)
+        if topic is None or topic.internal:
+            raise errors.topic_not_found(name)
+        return topic
+
+    def find(self, topic_id: str) -> PartitionedTopic | None:
         """By id."""
         return self._by_id.get(topic_id)
 
-    def find_name(self, name: str) -> LedTopic | None:
-        """By name."""
-        return self._by_name.get(name)
+    def find_name(self, name: str) -> PartitionedTopic | None:
+        """By name; not the broker's own."""
+        topic = self._by_name.get(name)
+        return None if topic is None or topic.internal else topic
 
-    def __iter__(self) -> Iterator[LedTopic]:
+    def internal(self, name: str) -> PartitionedTopic | None:
+        """One of the broker's own, by name."""
+        topic = self._by_name.get(name)
+        return topic if topic is not None and topic.internal else None
+
+    def find_log(self, log_id: int) -> Partition | None:
+        """By the number of its log."""
+        return self._by_log_id.get(log_id)
+
+    def __iter__(self) -> Iterator[PartitionedTopic]:
         return iter(list(self._by_id.values()))
+
+
+def _registered(node: NodeState) -> Registered:
+    return Registered(node.broker_epoch, may_join=not (node.fenced or node.stopping))
+
+
+def _set_up(local: PartitionLog, topic: PartitionedTopic) -> None:
+    config = topic.config
+    local.request_ids.window_us = config.deduplication_window_us
+    local.retention_us = config.retention_time_us
+    local.retention_bytes = config.retention_bytes
+    local.may_use_reserve = topic.internal
+    local.compacts = config.compacts

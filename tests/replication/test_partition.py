@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from postbus.v1 import error_pb2, publisher_pb2
 
 from broker.clock import ManualClock
+from broker.controller.state import PartitionState
 from broker.errors import PostbusError
-from broker.replication.partition import Partition
+from broker.replication.isr_changes import IsrChanges, LoneSession
+from broker.replication.partition import Partition, Shared
+from broker.replication.settings import ReplicationSettings
 from broker.storage.batch import Appended, NewBatch
 from broker.storage.errors import DiskFull
 from broker.storage.producers import ProducerTable
@@ -28,6 +31,10 @@ class FakeLog:
     written_end_offset: int = 0
     durable_end_offset: int = 0
     log_start_offset: int = 0
+    high_watermark: int = 0
+    replicated_offset: int = 0
+    last_epoch: int = -1
+    wants_written: bool = False
     on_progress: Callable[[], None] | None = None
     full: bool = False
     producers: ProducerTable = field(default_factory=ProducerTable)
@@ -39,6 +46,10 @@ class FakeLog:
         base = self.end_offset
         self.end_offset += new.record_count
         return Appended(base, self.end_offset, now_us)
+
+    def set_high_watermark(self, offset: int) -> None:
+        assert offset <= self.end_offset
+        self.high_watermark = max(self.high_watermark, offset)
 
     def progress(self, *, written: int | None = None, durable: int | None = None) -> None:
         """As the committer tells it: what is durable is written."""
@@ -54,14 +65,25 @@ def log() -> FakeLog:
 
 
 def partition_of(log: FakeLog, *, acks_when_written: bool = False) -> Partition:
-    return Partition(
-        topic="t",
-        topic_id="id",
-        number=3,
-        log=log,  # type: ignore[arg-type]
+    """Led by this node, which is alone."""
+    session = LoneSession()
+    settings = ReplicationSettings()
+    shared = Shared(
+        node_id=1,
         clock=ManualClock(),
-        acks_when_written=acks_when_written,
+        settings=settings,
+        session=session,
+        isr_changes=IsrChanges(session=session, settings=settings),
+        feeder=None,
+        puller=None,
+        nodes={},
+        registered={},
     )
+    partition = Partition(topic="t", topic_id="id", number=3, log_id=7, shared=shared)
+    partition.configure(min_insync_replicas=1, acks_when_written=acks_when_written)
+    state = PartitionState(log_id=7, replicas=(1,), isr=(1,), leader=1)
+    assert partition.follow(state, log_of_replica=lambda: log) is None  # type: ignore[arg-type, return-value]
+    return partition
 
 
 class Told:
