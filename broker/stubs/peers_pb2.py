@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62roker/stubs/peers.proto\x12\x13postbus.internal.v1\"\x1d\n\tPeerFrame\x12\x10\n\x08messages\x18\x01 \x03(\x0c\"P\n\x08PeerCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\x05\"\x7f\n\nPeerAnswer\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1e.postbus.internal.v1.PeerError\x12\x11\n\tnot_taken\x18\x04 \x01(\t\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\"\x8a\x02\n\tPeerError\x12\x0e\n\x06reason\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x15\n\rresource_kind\x18\x04 \x01(\t\x12\x15\n\rresource_name\x18\x05 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12>\n\x08metadata\x18\x07 \x03(\x0b\x32,.postbus.internal.v1.PeerError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_retry_after_ms2]\n\x0bRaftService\x12N\n\x08\x45xchange\x12\x1e.postbus.internal.v1.PeerFrame\x1a\x1e.postbus.internal.v1.PeerFrame(\x01\x30\x01\x32`\n\x12ReplicationService\x12J\n\x04Pull\x12\x1e.postbus.internal.v1.PeerFrame\x1a\x1e.postbus.internal.v1.PeerFrame(\x01\x30\x01\x32Y\n\x0bPeerService\x12J\n\x04\x43\x61ll\x12\x1e.postbus.internal.v1.PeerFrame\x1a\x1e.postbus.internal.v1.PeerFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62roker/stubs/peers.proto\x12\x13postbus.internal.v1\"+\n\tPeerFrame\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x08\"P\n\x08PeerCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\x05\"\x7f\n\nPeerAnswer\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12-\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1e.postbus.internal.v1.PeerError\x12\x11\n\tnot_taken\x18\x04 \x01(\t\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\"\x8a\x02\n\tPeerError\x12\x0e\n\x06reason\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x15\n\rresource_kind\x18\x04 \x01(\t\x12\x15\n\rresource_name\x18\x05 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12>\n\x08metadata\x18\x07 \x03(\x0b\x32,.postbus.internal.v1.PeerError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_retry_after_ms2]\n\x0bRaftService\x12N\n\x08\x45xchange\x12\x1e.postbus.internal.v1.PeerFrame\x1a\x1e.postbus.internal.v1.PeerFrame(\x01\x30\x01\x32`\n\x12ReplicationService\x12J\n\x04Pull\x12\x1e.postbus.internal.v1.PeerFrame\x1a\x1e.postbus.internal.v1.PeerFrame(\x01\x30\x01\x32Y\n\x0bPeerService\x12J\n\x04\x43\x61ll\x12\x1e.postbus.internal.v1.PeerFrame\x1a\x1e.postbus.internal.v1.PeerFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,19 +24,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERERROR_METADATAENTRY']._loaded_options = None
   _globals['_PEERERROR_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_PEERFRAME']._serialized_start=49
-  _globals['_PEERFRAME']._serialized_end=78
-  _globals['_PEERCALL']._serialized_start=80
-  _globals['_PEERCALL']._serialized_end=160
-  _globals['_PEERANSWER']._serialized_start=162
-  _globals['_PEERANSWER']._serialized_end=289
-  _globals['_PEERERROR']._serialized_start=292
-  _globals['_PEERERROR']._serialized_end=558
-  _globals['_PEERERROR_METADATAENTRY']._serialized_start=492
-  _globals['_PEERERROR_METADATAENTRY']._serialized_end=539
-  _globals['_RAFTSERVICE']._serialized_start=560
-  _globals['_RAFTSERVICE']._serialized_end=653
-  _globals['_REPLICATIONSERVICE']._serialized_start=655
-  _globals['_REPLICATIONSERVICE']._serialized_end=751
-  _globals['_PEERSERVICE']._serialized_start=753
-  _globals['_PEERSERVICE']._serialized_end=842
+  _globals['_PEERFRAME']._serialized_end=92
+  _globals['_PEERCALL']._serialized_start=94
+  _globals['_PEERCALL']._serialized_end=174
+  _globals['_PEERANSWER']._serialized_start=176
+  _globals['_PEERANSWER']._serialized_end=303
+  _globals['_PEERERROR']._serialized_start=306
+  _globals['_PEERERROR']._serialized_end=572
+  _globals['_PEERERROR_METADATAENTRY']._serialized_start=506
+  _globals['_PEERERROR_METADATAENTRY']._serialized_end=553
+  _globals['_RAFTSERVICE']._serialized_start=574
+  _globals['_RAFTSERVICE']._serialized_end=667
+  _globals['_REPLICATIONSERVICE']._serialized_start=669
+  _globals['_REPLICATIONSERVICE']._serialized_end=765
+  _globals['_PEERSERVICE']._serialized_start=767
+  _globals['_PEERSERVICE']._serialized_end=856
 # @@protoc_insertion_point(module_scope)

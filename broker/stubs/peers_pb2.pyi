@@ -6,10 +6,12 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PeerFrame(_message.Message):
-    __slots__ = ("messages",)
+    __slots__ = ("messages", "last")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, messages: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    last: bool
+    def __init__(self, messages: _Optional[_Iterable[bytes]] = ..., last: bool = ...) -> None: ...
 
 class PeerCall(_message.Message):
     __slots__ = ("call_id", "method", "payload", "timeout_ms")
