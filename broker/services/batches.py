@@ -34,6 +34,7 @@ class BatchLimits:
     record_bytes_max: int
     batch_bytes_max: int
     batch_records_max: int
+    keys_required: bool = False  # the topic is compacted: a record without a key would stay for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,13 @@ def _bound_record_count(batch: bytes, limits: BatchLimits, field: str) -> None:
 
 
 def _check_records(records: Sequence[record_pb2.Record], encoded: bytes, limits: BatchLimits, field: str) -> None:
+    if limits.keys_required:
+        for index, record in enumerate(records):
+            if not record.HasField("key"):
+                raise errors.invalid_field(
+                    f"{field}.records[{index}].key",
+                    "is required: the topic is compacted, so that the latest record of each key stays",
+                )
     if len(encoded) > limits.record_bytes_max:
         for index, size in enumerate(map(len, view_pb2.RecordBatchView.FromString(encoded).records)):
             if size > limits.record_bytes_max:

@@ -5,7 +5,8 @@ the cost of a 1 MB response. This is the one place that does so; tests/services/
 Protobuf's own encoding.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,10 @@ from broker.stubs import view_pb2
 
 # Delivery, times and lengths around a batch; topic names have 249 bytes at most.
 ENVELOPE_BYTES_MAX: Final = 400
+
+# Tag and length of a record; its offset delta where compaction took others out.
+RECORD_FRAME_BYTES: Final = 6
+DELTA_BYTES_MAX: Final = 5
 
 # Each costs some 10 µs of the loop: with batches of one record, bytes alone would allow a second of them.
 BATCHES_PER_RESPONSE_MAX: Final = 2000
@@ -44,6 +49,8 @@ class Piece:
     base_offset: int
     end_offset: int
     batch: Buffer
+    record_count: int
+    offset_deltas: Sequence[int] = ()  # empty: record i has base_offset + i
 
 
 def pieces(stored: StoredBatch, *, first_offset: int, end_offset: int, limits: DeliveryLimits) -> Iterator[Piece]:
@@ -53,47 +60,85 @@ def pieces(stored: StoredBatch, *, first_offset: int, end_offset: int, limits: D
     """
     begin = max(first_offset, stored.base_offset)
     end = min(end_offset, stored.end_offset)
-    if begin >= end:
+    if begin >= end or not stored.record_count:
         return
     room = limits.response_bytes_max - ENVELOPE_BYTES_MAX
     batch: Buffer = stored.batch
+    count = stored.record_count
+    deltas = stored.offset_deltas if stored.deltas else ()
     readable = not stored.codec or stored.codec in limits.codecs
     whole = begin == stored.base_offset and end == stored.end_offset
-    few = not limits.batch_records_max or end - begin <= limits.batch_records_max
-    if whole and readable and few and len(batch) <= room:
-        yield Piece(begin, end, batch)
+    few = not limits.batch_records_max or count <= limits.batch_records_max
+    if whole and readable and few and len(batch) + DELTA_BYTES_MAX * len(deltas) <= room:
+        yield Piece(begin, end, batch, count, deltas)
         return
     if not readable or stored.codec:
         batch = batches.uncompressed(bytes(batch))
-        if whole and few and len(batch) <= room:
-            yield Piece(begin, end, batch)
+        if whole and few and len(batch) + DELTA_BYTES_MAX * len(deltas) <= room:
+            yield Piece(begin, end, batch, count, deltas)
             return
     yield from _cut(
         bytes(batch),
-        base_offset=stored.base_offset,
+        offsets=_offsets(stored),
         begin=begin,
         end=end,
         room=room,
-        records_max=limits.batch_records_max or end - begin,
+        records_max=limits.batch_records_max or count,
     )
 
 
-def _cut(batch: bytes, *, base_offset: int, begin: int, end: int, room: int, records_max: int) -> Iterator[Piece]:
+def end_after(stored: StoredBatch, first_offset: int, records_max: int) -> int:
+    """Where the first `records_max` records from `first_offset` on end, at most at the end of the batch."""
+    offsets = _offsets(stored)
+    index = bisect_left(offsets, first_offset) + records_max
+    return stored.end_offset if index >= len(offsets) else offsets[index]
+
+
+def has_records(stored: StoredBatch, first_offset: int, end_offset: int) -> bool:
+    """Whether there are any within [first_offset, end_offset)."""
+    offsets = _offsets(stored)
+    return bisect_left(offsets, first_offset) < bisect_left(offsets, end_offset)
+
+
+def _offsets(stored: StoredBatch) -> Sequence[int]:
+    base = stored.base_offset
+    if stored.deltas:
+        return [base + delta for delta in stored.offset_deltas]
+    return range(base, base + stored.record_count)
+
+
+def _cut(batch: bytes, *, offsets: Sequence[int], begin: int, end: int, room: int, records_max: int) -> Iterator[Piece]:
+    """offsets: of the records of the batch, ascending."""
     records = view_pb2.RecordBatchView.FromString(batch).records
     chosen: list[bytes] = []
+    chosen_offsets: list[int] = []
     size = 0
     at = begin
-    for offset in range(begin, end):
-        record = records[offset - base_offset]
-        record_size = len(record) + 6
+    frame = RECORD_FRAME_BYTES + (0 if isinstance(offsets, range) else DELTA_BYTES_MAX)
+    for index in range(bisect_left(offsets, begin), bisect_left(offsets, end)):
+        record, offset = records[index], offsets[index]
+        record_size = len(record) + frame
         if chosen and (size + record_size > room or len(chosen) >= records_max):
-            yield Piece(at, offset, view_pb2.RecordBatchView(records=chosen).SerializeToString())
-            chosen, size, at = [], 0, offset
+            yield _piece(at, offset, chosen, chosen_offsets)
+            chosen, chosen_offsets, size, at = [], [], 0, offset
         if record_size > room:
             raise _record_too_large(offset, len(record), room)
         chosen.append(record)
+        chosen_offsets.append(offset)
         size += record_size
-    yield Piece(at, end, view_pb2.RecordBatchView(records=chosen).SerializeToString())
+    if chosen:
+        yield _piece(at, end, chosen, chosen_offsets)
+
+
+def _piece(base_offset: int, end_offset: int, records: list[bytes], offsets: list[int]) -> Piece:
+    contiguous = offsets[0] == base_offset and offsets[-1] == base_offset + len(offsets) - 1
+    return Piece(
+        base_offset,
+        end_offset,
+        view_pb2.RecordBatchView(records=records).SerializeToString(),
+        len(records),
+        () if contiguous else tuple(offset - base_offset for offset in offsets),
+    )
 
 
 def encode(piece: Piece, *, partition: Partition, stored: StoredBatch, fence: int) -> tuple[list[Buffer], int]:
@@ -107,6 +152,7 @@ def encode(piece: Piece, *, partition: Partition, stored: StoredBatch, fence: in
             fence=fence,
         ),
         append_time=timestamp(stored.append_time_us),
+        offset_deltas=piece.offset_deltas,
         leader_epoch=stored.leader_epoch,
         high_watermark=partition.high_watermark,
     ).SerializeToString()

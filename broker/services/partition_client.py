@@ -7,6 +7,7 @@ bounded number of calls at once. The answers are in partition_calls.py.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
@@ -16,6 +17,7 @@ from broker.replication.partitions import LedTopic
 from broker.services.forwarding import published_of
 from broker.services.partition_calls import DESCRIBE, FIND_REQUEST, TRIM
 from broker.services.publish_route import RETRY_AFTER_MS, Verdict, verdict_of
+from broker.services.together import together
 from broker.stubs import partition_calls_pb2 as calls_pb2
 
 
@@ -38,9 +40,7 @@ class PartitionClient:
 
     async def trim(self, topic_id: str, partition: Partition, before_offset: int, *, timeout_s: float) -> int:
         """Deletes the records before an offset, durably; the log start then."""
-        question = calls_pb2.TrimPartition(
-            topic_id=topic_id, partition=partition.number, before_offset=before_offset
-        )
+        question = calls_pb2.TrimPartition(topic_id=topic_id, partition=partition.number, before_offset=before_offset)
         answer = await self._ask_leader(partition, TRIM, question.SerializeToString(), timeout_s=timeout_s)
         return calls_pb2.TrimPartitionAnswer.FromString(answer).log_start_offset
 
@@ -48,20 +48,18 @@ class PartitionClient:
         self, topic: LedTopic, partitions: Sequence[Partition], request_id: bytes, timeout_s: float
     ) -> list[Published]:
         """What the logs hold of a request, all of it safe."""
-        bound = asyncio.Semaphore(self.settings.calls_at_once_max)
 
         async def ask(partition: Partition) -> list[Published]:
             question = calls_pb2.FindRequest(
                 topic_id=topic.topic_id, partitions=[partition.number], request_id=request_id
             )
-            async with bound:
-                answer = await self._ask_leader(
-                    partition, FIND_REQUEST, question.SerializeToString(), timeout_s=timeout_s
-                )
+            answer = await self._ask_leader(partition, FIND_REQUEST, question.SerializeToString(), timeout_s=timeout_s)
             found = calls_pb2.FindRequestAnswer.FromString(answer).found
             return [part for one in found for part in published_of(one.ranges, one.partition)]
 
-        each = await asyncio.gather(*(ask(partition) for partition in partitions))
+        each = await together(
+            [partial(ask, partition) for partition in partitions], at_once_max=self.settings.calls_at_once_max
+        )
         return [part for found in each for part in found]
 
     async def describe(
@@ -80,8 +78,10 @@ class PartitionClient:
             replicas = calls_pb2.DescribePartitionsAnswer.FromString(answer).replicas
             return [((node_id, facts.partition), facts) for facts in replicas]
 
-        # One call a node: there are few of them.
-        each = await asyncio.gather(*(ask(node_id, numbers) for node_id, numbers in sorted(copies.items())))
+        each = await together(
+            [partial(ask, node_id, numbers) for node_id, numbers in sorted(copies.items())],
+            at_once_max=self.settings.calls_at_once_max,
+        )
         return dict(item for told in each for item in told)
 
     async def _ask_leader(self, partition: Partition, method: str, payload: bytes, *, timeout_s: float) -> bytes:

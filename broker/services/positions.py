@@ -1,4 +1,8 @@
-"""Places in a partition as requests name them, resolved to offsets."""
+"""Places in a partition as requests name them, resolved to offsets.
+
+What this node knows of a partition's ends may be a moment old: whatever depends on them is asked of the leader, so that
+"the latest" is never before something that was acknowledged earlier.
+"""
 
 from typing import Final
 
@@ -8,11 +12,13 @@ from postbus.v1 import subscriber_pb2
 from broker import errors
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
-from broker.replication.partition import Partition
+from broker.replication.partition import Partition, Role
 from broker.services import requests
 
 # 9999-12-31T23:59:59Z, the last moment that a Timestamp can name.
 TIMESTAMP_SECONDS_MAX: Final = 253_402_300_799
+# How long an election is waited out.
+LEADER_WAIT_S: Final = 20.0
 
 
 def check_start(field: str, start: subscriber_pb2.StartPosition) -> None:
@@ -44,30 +50,65 @@ def check_stop(field: str, stop: subscriber_pb2.StopPosition) -> None:
         _check_time(f"{field}.time", stop.time)
 
 
-async def resolve_start(partition: Partition, start: subscriber_pb2.StartPosition, clock: Clock) -> int:
-    """The offset of a checked place. An explicit offset comes back as it is, in the log or not."""
+async def resolve_start(
+    partition: Partition, start: subscriber_pb2.StartPosition, clock: Clock, *, timeout_s: float = LEADER_WAIT_S
+) -> int:
+    """The offset of a checked place. An explicit offset comes back as it is, in the log or not.
+
+    Raises NO_LEADER if nobody answers for so long. The partition's ends are good enough for `within_range` after it.
+    """
+    known = known_start(partition, start)
+    if known is not None:
+        return known
     which = start.WhichOneof("at")
     if which == "offset":
+        await partition.fresh_high_watermark(timeout_s)
         return start.offset
     if which == "time":
-        return await _at_time(partition, _time_us(start.time))
+        return await _at_time(partition, _time_us(start.time), timeout_s)
     if which == "ago":
-        return await _at_time(partition, clock.wall_us() - start.ago.seconds * 1_000_000 - start.ago.nanos // 1000)
+        ago_us = start.ago.seconds * 1_000_000 + start.ago.nanos // 1000
+        return await _at_time(partition, clock.wall_us() - ago_us, timeout_s)
     if which == "last_records":
-        return max(partition.high_watermark - start.last_records, partition.log.log_start_offset)
+        latest = await partition.fresh_high_watermark(timeout_s)
+        return max(latest - start.last_records, partition.log.log_start_offset)
     if which == "edge" and start.edge == subscriber_pb2.LOG_EDGE_LATEST:
-        return partition.high_watermark
+        return await partition.fresh_high_watermark(timeout_s)
+    await partition.fresh_high_watermark(timeout_s)
     return partition.log.log_start_offset
 
 
-async def resolve_stop(partition: Partition, stop: subscriber_pb2.StopPosition) -> int:
-    """The offset of a checked place to stop, exclusive."""
+def known_start(partition: Partition, start: subscriber_pb2.StartPosition) -> int | None:
+    """The offset of a checked place, if nobody has to be asked for it."""
+    which = start.WhichOneof("at")
+    if which == "offset":
+        return start.offset if holds(partition, start.offset) else None
+    earliest = which is None or (which == "edge" and start.edge == subscriber_pb2.LOG_EDGE_EARLIEST)
+    return partition.log.log_start_offset if earliest and partition.role is not Role.REMOTE else None
+
+
+async def resolve_stop(
+    partition: Partition, stop: subscriber_pb2.StopPosition, *, timeout_s: float = LEADER_WAIT_S
+) -> int:
+    """The offset of a checked place to stop, exclusive. Raises NO_LEADER."""
     which = stop.WhichOneof("at")
     if which == "offset":
         return stop.offset
     if which == "time":
-        return await _at_time(partition, _time_us(stop.time))
-    return partition.high_watermark
+        return await _at_time(partition, _time_us(stop.time), timeout_s)
+    return await partition.fresh_high_watermark(timeout_s)
+
+
+async def make_sure(partition: Partition, offset: int, *, timeout_s: float = LEADER_WAIT_S) -> None:
+    """Has the leader asked if the offset is outside of what this node knows; for `within_range`."""
+    if not holds(partition, offset):
+        await partition.fresh_high_watermark(timeout_s)
+
+
+def holds(partition: Partition, offset: int) -> bool:
+    """Whether an offset is within what this node knows."""
+    known = partition.role is not Role.REMOTE
+    return known and partition.log.log_start_offset <= offset <= partition.high_watermark
 
 
 def out_of_range(partition: Partition, offset: int) -> PostbusError:
@@ -118,5 +159,6 @@ def _time_us(time: Timestamp) -> int:
     return time.seconds * 1_000_000 + -(-time.nanos // 1000)
 
 
-async def _at_time(partition: Partition, time_us: int) -> int:
-    return await partition.log.offset_for_time(max(time_us, 0), end_offset=partition.high_watermark)
+async def _at_time(partition: Partition, time_us: int, timeout_s: float) -> int:
+    latest = await partition.fresh_high_watermark(timeout_s)
+    return await partition.log.offset_for_time(max(time_us, 0), end_offset=latest)

@@ -100,6 +100,7 @@ class Publishing:
             record_bytes_max=topic.config.record_bytes_max,
             batch_bytes_max=topic.config.batch_bytes_max,
             batch_records_max=self._batch_records_max,
+            keys_required=topic.config.compacts,
         )
         facts = batches.validate(batch, limits)
         if (

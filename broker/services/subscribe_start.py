@@ -36,6 +36,11 @@ class SubscriberSettings:
     reads_at_once_max: int = 2
     # Partitions that have read ahead from disk at once; times `read_ahead_bytes`, this is a stream's memory.
     partitions_ahead_max: int = 16
+    # How long the leader of a partition is waited for when a place in it has to be found.
+    leader_wait_s: float = 20.0
+    # Between two tries to read a partition whose leader does not answer.
+    read_retry_s: float = 0.1
+    places_at_once_max: int = 32  # partitions whose leaders are asked at once
 
 
 @dataclass(frozen=True, slots=True)

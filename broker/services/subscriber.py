@@ -4,23 +4,25 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from postbus.v1 import record_pb2, subscriber_pb2
 
 from broker import errors
 from broker.errors import PostbusError, Reason
 from broker.groups.calls import CommitEntry
-from broker.groups.coordinator import GroupCoordinator
-from broker.replication.partition import Partition
+from broker.groups.client import CoordinatorClient
+from broker.replication.partition import Partition, Role
 from broker.replication.partitions import LedTopic
-from broker.services import delivery, positions, requests, subscribe_start
+from broker.services import delivery, positions, publish_route, requests, subscribe_start
 from broker.services.adapter import Call, ServerStream
 from broker.services.delivery import Buffer, DeliveryLimits, Piece
 from broker.services.group_session import GroupSession, Memberships, assignment_lost, check_delivery
 from broker.services.subscribe_start import RESPONSE_BYTES_DEFAULT, RESPONSE_BYTES_MIN
 from broker.services.subscription import CHUNKS_PER_RESPONSE_MAX, Subscription, Surroundings, log_corrupt
+from broker.services.together import together
 from broker.storage.batch import StoredBatch
-from broker.storage.errors import LogCorrupt, OffsetOutOfRange
+from broker.storage.errors import LogCorrupt, OffsetOutOfRange, StorageError
 
 FETCH_RECORDS_DEFAULT = 10_000
 
@@ -28,7 +30,7 @@ FETCH_RECORDS_DEFAULT = 10_000
 class SubscriberService:
     """Reads topics, alone or as a member of a group."""
 
-    def __init__(self, surroundings: Surroundings, *, coordinator: GroupCoordinator) -> None:
+    def __init__(self, surroundings: Surroundings, *, coordinator: CoordinatorClient) -> None:
         self._surroundings = surroundings
         self._coordinator = coordinator
         self._memberships = Memberships()
@@ -77,6 +79,8 @@ class SubscriberService:
                     raise errors.topic_not_found(plan.topic.name)
                 chunks = await self._read_fetch(plan)
                 left_s = deadline - self._surroundings.clock.monotonic()
+                if not chunks and left_s <= 0 and plan.trouble is not None:
+                    raise plan.trouble
                 if chunks or left_s <= 0 or self._draining is not None:
                     return b"".join([*chunks, self._fetch_end(plan)])
                 await changed.wait(left_s)
@@ -100,18 +104,13 @@ class SubscriberService:
         places: dict[int, int] = {}
         for index, position in enumerate(request.positions):
             subscribe_start.check_position(f"positions[{index}]", position, topic=request.topic)
-            partition = topic.partition(position.partition)
+            topic.partition(position.partition)
             if position.partition in places:
                 raise errors.invalid_field(f"positions[{index}].partition", f"{position.partition} is named twice")
-            places[position.partition] = positions.within_range(
-                partition, position.offset, subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL
-            )
+            places[position.partition] = position.offset
         positions.check_start("start_at", request.start_at)
-        if not request.positions:
-            for partition in topic.partitions:
-                at = await positions.resolve_start(partition, request.start_at, self._surroundings.clock)
-                policy = subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL
-                places[partition.number] = positions.within_range(partition, at, policy)
+        leader_wait_s = min(self._surroundings.settings.leader_wait_s, max(call.timeout_s * 0.9, 0.0))
+        places = await self._find_places(topic, places, request.start_at, timeout_s=leader_wait_s)
         # Where to go on is part of the answer, twice a partition.
         room = max(max_bytes - 2 * len(topic.partitions) * (len(topic.name) + 40), RESPONSE_BYTES_MIN // 2)
         # An answer that comes after the caller gave up is wasted: leave a tenth of the time for the way back.
@@ -127,6 +126,41 @@ class SubscriberService:
             ),
         )
 
+    async def _find_places(
+        self, topic: LedTopic, places: dict[int, int], start: subscriber_pb2.StartPosition, *, timeout_s: float
+    ) -> dict[int, int]:
+        """Where to read: the places that were named, all of which must exist, or where `start` says."""
+
+        async def ask(partition: Partition) -> None:
+            at = places.get(partition.number)
+            if at is None:
+                found[partition.number] = await positions.resolve_start(
+                    partition, start, self._surroundings.clock, timeout_s=timeout_s
+                )
+            else:
+                await positions.make_sure(partition, at, timeout_s=timeout_s)
+
+        found = dict(places)
+        chosen = [topic.partitions[number] for number in places] or list(topic.partitions)
+        unknown: list[Partition] = []
+        for partition in chosen:
+            at = places.get(partition.number)
+            if at is None and (known := positions.known_start(partition, start)) is not None:
+                found[partition.number] = known
+            elif at is None or not positions.holds(partition, at):
+                unknown.append(partition)
+        if places:
+            # The answer says where the others begin.
+            unknown += [each for each in topic.partitions if each.number not in places and each.role is Role.REMOTE]
+        await together(
+            [partial(ask, partition) for partition in unknown],
+            at_once_max=self._surroundings.settings.places_at_once_max,
+        )
+        policy = subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL
+        return {
+            partition.number: positions.within_range(partition, found[partition.number], policy) for partition in chosen
+        }
+
     async def _read_fetch(self, plan: "_FetchPlan") -> list[Buffer]:
         """Reads from each partition in turn until the answer is full; moves the places."""
         chunks: list[Buffer] = []
@@ -140,9 +174,18 @@ class SubscriberService:
             end = partition.high_watermark
             if at >= end:
                 continue
-            for stored in await _read(partition, at, end, room):
+            try:
+                read = await _read(partition, at, end, room)
+            except PostbusError as error:
+                if not error.kind.retriable:
+                    raise
+                plan.trouble = error  # the others may have something
+                continue
+            if not read and partition.role is not Role.REMOTE:
+                plan.places[partition.number] = end  # compaction left nothing there
+            for stored in read:
                 # A record limit cuts the range, so that batches are sliced to it.
-                stop = min(end, max(stored.base_offset, at) + plan.records_max - records, stored.end_offset)
+                stop = min(end, delivery.end_after(stored, at, plan.records_max - records))
                 cut = delivery.pieces(stored, first_offset=at, end_offset=stop, limits=limits)
                 while (piece := _next_piece(cut, after_others=bool(chunks))) is not None:
                     parts, length = delivery.encode(piece, partition=partition, stored=stored, fence=0)
@@ -152,12 +195,12 @@ class SubscriberService:
                     size += length
                     at = piece.end_offset
                     plan.places[partition.number] = at
-                    records += piece.end_offset - piece.base_offset
-                    self._surroundings.delivered(
-                        partition.topic, piece.end_offset - piece.base_offset, len(piece.batch)
-                    )
+                    records += piece.record_count
+                    self._surroundings.delivered(partition.topic, piece.record_count, len(piece.batch))
                     if len(chunks) >= CHUNKS_PER_RESPONSE_MAX:
                         return chunks
+                if at < stop and not delivery.has_records(stored, at, stop):
+                    at = plan.places[partition.number] = stop
                 if at < stop or records >= plan.records_max or size >= limits.response_bytes_max:
                     return chunks
         return chunks
@@ -248,6 +291,7 @@ class _FetchPlan:
     wait_s: float
     records_max: int
     limits: DeliveryLimits
+    trouble: PostbusError | None = None  # why a partition could not be read
 
     def rotated(self) -> list[Partition]:
         """The partitions to read, another one first each time, so that a full answer starves none."""
@@ -346,6 +390,11 @@ async def _read(partition: Partition, offset: int, end_offset: int, max_bytes: i
         raise positions.out_of_range(partition, offset) from None
     except LogCorrupt as error:
         raise log_corrupt(partition, error) from error
+    except StorageError as error:
+        if partition.deleted:
+            raise errors.topic_not_found(partition.topic) from error
+        # The log went from this node while it was read: it is elsewhere.
+        raise publish_route.no_leader(f"{partition.topic}/{partition.number}") from error
     return stored
 
 

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Final, Protocol
 
@@ -17,15 +18,16 @@ from postbus.v1 import record_pb2, subscriber_pb2
 from broker import errors
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
-from broker.replication.partition import Partition
+from broker.replication.partition import Partition, Role
 from broker.replication.partitions import LedTopic, Partitions
 from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
 from broker.services.cursor import Cursor
 from broker.services.delivery import Buffer
 from broker.services.subscribe_start import CREDIT_MAX, Plan, SubscriberSettings
+from broker.services.together import together
 from broker.storage.batch import StoredBatch
-from broker.storage.errors import LogCorrupt, OffsetOutOfRange
+from broker.storage.errors import LogCorrupt, OffsetOutOfRange, StorageError
 
 # A response stops growing once it holds so much: larger frames cost memory and latency, and gain nothing.
 RESPONSE_BYTES_TARGET: Final = 1024 * 1024
@@ -120,8 +122,15 @@ class Subscription:
             exact = {position.partition: position.offset for position in selector.positions}
             for number in exact:
                 topic.partition(number)
-            for number in numbers:
-                await self._begin_partition(topic, number, selector, exact.get(number))
+            # Each leader is asked where its partition ends: not one after the other.
+            begun = await together(
+                [partial(self._find_place, topic, number, selector, exact.get(number)) for number in numbers],
+                at_once_max=self.surroundings.settings.places_at_once_max,
+            )
+            for cursor, wanted in begun:
+                self.add_cursor(cursor)
+                if cursor.next_offset != wanted:
+                    self.skipped(cursor, wanted, cursor.next_offset)
         started = subscriber_pb2.SubscribeStarted(node_id=self.surroundings.settings.node_id)
         started.heartbeat_interval.FromMilliseconds(round(self.plan.heartbeat_interval_s * 1000))
         for cursor in self.cursors.values():
@@ -129,21 +138,22 @@ class Subscription:
         self.events.started.CopyFrom(started)
         self.emit()
 
-    async def _begin_partition(
+    async def _find_place(
         self, topic: LedTopic, number: int, selector: subscriber_pb2.TopicSelector, exact: int | None
-    ) -> None:
+    ) -> tuple[Cursor, int]:
+        """A cursor at the place to start, and the place that was asked for."""
         partition = topic.partition(number)
+        timeout_s = self.surroundings.settings.leader_wait_s
         if exact is None:
             start = selector.start_at if selector.start_at.WhichOneof("at") else self.plan.start_at
-            exact = await positions.resolve_start(partition, start, self.surroundings.clock)
+            exact = await positions.resolve_start(partition, start, self.surroundings.clock, timeout_s=timeout_s)
+        else:
+            await positions.make_sure(partition, exact, timeout_s=timeout_s)
         offset = positions.within_range(partition, exact, self.plan.out_of_range)
         stop = None
         if selector.HasField("stop_at"):
-            stop = await positions.resolve_stop(partition, selector.stop_at)
-        cursor = Cursor(partition, next_offset=offset, stop_offset=stop)
-        self.add_cursor(cursor)
-        if offset != exact:
-            self.skipped(cursor, exact, offset)
+            stop = await positions.resolve_stop(partition, selector.stop_at, timeout_s=timeout_s)
+        return Cursor(partition, next_offset=offset, stop_offset=stop), exact
 
     def topics_changed(self) -> None:
         """Partitions came, or topics went."""
@@ -170,7 +180,12 @@ class Subscription:
         for index, seek in enumerate(request.seeks):
             cursor = self.cursor_named(f"seeks[{index}].partition", seek.partition)
             check_seek(f"seeks[{index}]", seek)
-            wanted = await positions.resolve_start(cursor.partition, seek.to, self.surroundings.clock)
+            wanted = await positions.resolve_start(
+                cursor.partition,
+                seek.to,
+                self.surroundings.clock,
+                timeout_s=self.surroundings.settings.leader_wait_s,
+            )
             offset = positions.within_range(cursor.partition, wanted, self.plan.out_of_range)
             self.move_cursor(cursor, offset)
             if offset != wanted:
@@ -405,7 +420,7 @@ class Subscription:
             if piece is None:
                 # Nothing of it is wanted, or it is used up.
                 cursor.pieces = None
-                cursor.next_offset = max(cursor.next_offset, min(stored.end_offset, cursor.limit))
+                self._pass_over_gap(cursor, min(stored.end_offset, cursor.limit))
                 continue
             parts, length = delivery.encode(piece, partition=cursor.partition, stored=stored, fence=cursor.fence)
             if chunks and size + length > hard_limit:
@@ -415,7 +430,7 @@ class Subscription:
                 return limit
             chunks += parts
             size += length
-            records = piece.end_offset - piece.base_offset
+            records = piece.record_count
             self.flow.spend(records, len(piece.batch))
             self.account(cursor, piece, records, len(piece.batch))
             self.surroundings.delivered(cursor.partition.topic, records, len(piece.batch))
@@ -459,6 +474,12 @@ class Subscription:
         self.skipped(cursor, begin, end)
         self.queue(cursor)
 
+    def _pass_over_gap(self, cursor: Cursor, end: int) -> None:
+        """There are no records up to `end` (compaction took them): nobody needs to be told."""
+        if end > cursor.next_offset:
+            cursor.next_offset = end
+            self.passed_over(cursor, end)
+
     def passed_over(self, cursor: Cursor, end: int) -> None:
         """Offsets up to `end` will not be delivered."""
 
@@ -479,28 +500,47 @@ class Subscription:
 
     async def _read(self, cursor: Cursor) -> None:
         generation = cursor.generation
+        retry = False
         try:
+            end_offset = cursor.partition.high_watermark
             stored = await cursor.partition.log.read(
                 cursor.next_offset,
-                end_offset=cursor.partition.high_watermark,
+                end_offset=end_offset,
                 max_bytes=self.surroundings.settings.read_ahead_bytes,
             )
-            if stored and generation == cursor.generation:
+            if generation != cursor.generation:
+                pass
+            elif stored:
                 cursor.buffer.extend(stored)
                 self._ahead.add(cursor)
+            elif cursor.partition.role is Role.REMOTE:
+                retry = True  # maybe a leader that does not know yet how far is safe
+            else:
+                self._pass_over_gap(cursor, end_offset)
         except OffsetOutOfRange:
             pass  # retention was faster: `_head` tells the subscriber
         except LogCorrupt as error:
             self.fail(log_corrupt(cursor.partition, error))
+        except (PostbusError, StorageError) as error:
+            # Nobody leads it, or its log went from this node: it is elsewhere, and the stream goes on there.
+            retry = not isinstance(error, PostbusError) or error.kind.retriable
+            if not retry:
+                self.fail(error)
         except Exception as error:
             self.fail(error)
         finally:
             task = asyncio.current_task()
             assert task is not None
             self._fills.discard(task)
-            cursor.filling = False
-            self.queue(cursor)
-            self._start_fills()
+            if retry:
+                asyncio.get_running_loop().call_later(self.surroundings.settings.read_retry_s, self._filled, cursor)
+            else:
+                self._filled(cursor)
+
+    def _filled(self, cursor: Cursor) -> None:
+        cursor.filling = False
+        self.queue(cursor)
+        self._start_fills()
 
     # --- heartbeats and endings ---
 
