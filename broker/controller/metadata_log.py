@@ -273,7 +273,7 @@ class MetadataLog:
     async def _asked(self, peer: PeerId, payload: bytes) -> bytes:
         """Another node has a command. The controller's own way leads here, too, if it only just became it."""
         if not self.active:
-            raise _not_controller()
+            raise not_controller()
         try:
             command, command_id = decode_command(payload)
         except (DecodeError, ValueError) as error:
@@ -322,7 +322,7 @@ class MetadataLog:
             return await self._execute_here(command, command_id, deadline - self._clock.monotonic())
         controller_id = self.controller_id
         if controller_id is None or controller_id == self._node_id:
-            raise _not_controller()
+            raise not_controller()
         return await self._execute_there(controller_id, command, command_id, own, deadline)
 
     async def _execute_here(self, command: Command, command_id: int, left_s: float) -> Executed | None:
@@ -466,13 +466,14 @@ class MetadataLog:
         self._attached.take_snapshot(self.state.index, snapshot.SerializeToString(deterministic=True))
 
 
-def _not_controller() -> PostbusError:
+def not_controller() -> PostbusError:
+    """The answer to who takes this node for the controller."""
     return PostbusError(Reason.ERROR_REASON_NOT_LEADER, "this node is not the active controller", retry_after_ms=100)
 
 
 def _refused(error: RaftRefused) -> PostbusError:
     if isinstance(error, NotLeader):
-        return _not_controller()
+        return not_controller()
     if isinstance(error, EntryTooLarge):
         return PostbusError(Reason.ERROR_REASON_TOO_LARGE, "too much for one command: name fewer partitions")
     return _busy()

@@ -76,7 +76,7 @@ class QuorumWatch:
 
     def problem(self) -> str:
         """ "2 of 3 controllers unreachable: 2 (10.0.0.2:7071), 3 (10.0.0.3:7071)"; empty if there is none."""
-        voters = [member.node_id for member in self._raft.members() if member.voter]
+        voters = self._voters()
         missing = [node_id for node_id in self._unreachable if node_id in voters]
         if not missing:
             return ""
@@ -104,17 +104,24 @@ class QuorumWatch:
             await asyncio.sleep(self._interval_s)
 
     async def _ask_all(self) -> tuple[int, ...]:
-        others = [member.node_id for member in self._raft.members() if member.node_id != self._node_id]
-        asked = [
-            (node_id, self._calls.start_call(node_id, PING, b"", timeout_s=self._interval_s)) for node_id in others
-        ]
-        missing = []
-        for node_id, call in asked:
-            try:
-                await call
-            except (PeerUnreachable, TimeoutError, PostbusError):
-                missing.append(node_id)
-        return tuple(missing)
+        others = [node_id for node_id in self._voters() if node_id != self._node_id]
+        asked = {node_id: self._calls.start_call(node_id, PING, b"", timeout_s=self._interval_s) for node_id in others}
+        if asked:
+            await asyncio.wait(asked.values())
+        return tuple(node_id for node_id, call in asked.items() if not _answered(call))
+
+    def _voters(self) -> list[int]:
+        """As configured, until the cluster has taken this node in."""
+        voters = [member.node_id for member in self._raft.members() if member.voter]
+        return voters or sorted(self._peer_endpoints)
+
+
+def _answered(call: "asyncio.Future[bytes]") -> bool:
+    try:
+        call.result()
+    except (PeerUnreachable, TimeoutError, PostbusError):
+        return False
+    return True
 
 
 async def _pong(peer: PeerId, payload: bytes) -> bytes:

@@ -1,0 +1,264 @@
+"""A node's life in the cluster: it registers, and is heard of as long as it can be.
+
+Owns the node's broker epoch and whether its session is valid: whether it may act as a leader. That is counted on the
+monotonic clock from when the last answered heartbeat was *sent*, so a node that was paused, or cut off, knows by
+itself that others may have taken over. It decides nothing for the cluster.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from broker.clock import Clock
+from broker.controller.commands import (
+    AlterPartition,
+    AlterPartitions,
+    HandOver,
+    Outcome,
+    PartitionId,
+    RegisterNode,
+    StopNode,
+)
+from broker.controller.metadata_log import CallsToNodes, MetadataLog
+from broker.controller.state import ClusterState, PartitionState
+from broker.errors import PostbusError, Reason
+from broker.peers.calls import PeerUnreachable
+from broker.stubs.controller_pb2 import NodeHeartbeat
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT: Final = "controller.heartbeat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """What a node says of itself when it registers."""
+
+    node_id: int
+    store_id: str
+    client_endpoint: str = ""
+    peer_endpoint: str = ""
+    rack: str = ""
+    version: str = ""
+    unclean: bool = False  # it lost records that it had promised to keep
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Times."""
+
+    heartbeat_s: float = 0.2
+    session_s: float = 1.0  # shorter than the silence after which the controller fences
+    answer_s: float = 0.5  # a heartbeat that takes longer is given up
+    retry_s: float = 0.05
+    register_s: float = 5.0  # one try
+    register_retry_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class AlterResult:
+    """What came of one change that a leader asked for."""
+
+    topic_id: str
+    partition: int
+    error: PostbusError | None  # None: it is so
+    state: PartitionState | None  # as it is now, which may be what was asked for even if a repeated try was refused
+
+
+class NodeSession:
+    """Used on the event loop only."""
+
+    def __init__(
+        self,
+        *,
+        facts: NodeFacts,
+        metadata_log: MetadataLog,
+        calls: CallsToNodes,
+        clock: Clock,
+        settings: SessionSettings | None = None,
+    ) -> None:
+        self.broker_epoch = 0  # of this life; 0: not registered yet
+        self._facts = facts
+        self._metadata_log = metadata_log
+        self._calls = calls
+        self._clock = clock
+        self._settings = settings or SessionSettings()
+        self._answered_at: float | None = None  # when the last heartbeat that was answered had been sent
+        self._listeners: list[Callable[[], None]] = []
+        self._told: tuple[int, bool, bool] = (0, False, False)
+        self._expiry: asyncio.TimerHandle | None = None
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def session_valid(self) -> bool:
+        """Whether nobody can have been put in this node's place yet."""
+        if not self.broker_epoch or self._answered_at is None:
+            return False
+        return self._clock.monotonic() - self._answered_at < self._settings.session_s
+
+    @property
+    def unfenced(self) -> bool:
+        """Whether the cluster counts on this node, as far as it knows."""
+        node = self._metadata_log.state.nodes.get(self._facts.node_id)
+        return node is not None and node.broker_epoch == self.broker_epoch and not node.fenced
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Has `listener()` called when `broker_epoch`, `session_valid` or `unfenced` has changed. Must not raise."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Registers, and sends heartbeats until it is closed."""
+        self._metadata_log.add_listener(self._followed)
+        self._task = asyncio.get_running_loop().create_task(self._live())
+
+    async def close(self) -> None:
+        """Falls silent. `hand_over` before, so that nobody has to wait for the silence to be noticed."""
+        if self._task is None:
+            return
+        self._metadata_log.remove_listener(self._followed)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._task = None
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._answered_at = None
+
+    def on_peer_lost(self, node_id: int) -> None:
+        """A connection broke: if it was to the controller, let it hear at once that this node is still there."""
+        if node_id == self._metadata_log.controller_id:
+            self._wake.set()
+
+    async def alter_partitions(self, changes: Sequence[AlterPartition], *, timeout_s: float = 5.0) -> list[AlterResult]:
+        """Asks for other ISRs of partitions that this node leads; this node has applied what came of it.
+
+        Raises what `MetadataLog.execute` does: then nothing is known, and the same may be asked again.
+        """
+        command = AlterPartitions(node_id=self._facts.node_id, broker_epoch=self.broker_epoch, changes=tuple(changes))
+        executed = await self._metadata_log.execute(command, timeout_s=timeout_s)
+        state = self._metadata_log.state
+        return [
+            AlterResult(outcome.topic_id, outcome.partition, outcome.error, _partition(state, outcome))
+            for outcome in executed.outcomes
+        ]
+
+    async def hand_over(
+        self, partitions: Sequence[PartitionId] | None = None, *, timeout_s: float = 5.0
+    ) -> tuple[Outcome, ...]:
+        """Lets others lead `partitions`; None: this node stops, and others lead all, wherever others are in sync.
+
+        This node has applied it. Outcomes with an error are of partitions that it still leads.
+        """
+        if partitions is None:
+            command: StopNode | HandOver = StopNode(node_id=self._facts.node_id, broker_epoch=self.broker_epoch)
+        else:
+            command = HandOver(node_id=self._facts.node_id, partitions=tuple(partitions))
+            if not partitions:
+                return ()
+        return (await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes
+
+    # --- life ---
+
+    async def _live(self) -> None:
+        while True:
+            if not self.broker_epoch:
+                await self._register()
+                continue
+            sent_at = self._clock.monotonic()
+            self._wake.clear()
+            if await self._beat(sent_at):
+                await self._pause(self._settings.heartbeat_s - (self._clock.monotonic() - sent_at))
+            else:
+                await asyncio.sleep(self._settings.retry_s)
+
+    async def _pause(self, delay_s: float) -> None:
+        """Until the next heartbeat is due, or something says that it is better sent now."""
+        if delay_s > 0 and not self._wake.is_set():
+            waiting = asyncio.get_running_loop().create_task(self._wake.wait())
+            try:
+                await asyncio.wait([waiting], timeout=delay_s)
+            finally:
+                waiting.cancel()
+
+    async def _register(self) -> None:
+        facts = self._facts
+        command = RegisterNode(
+            node_id=facts.node_id,
+            store_id=facts.store_id,
+            client_endpoint=facts.client_endpoint,
+            peer_endpoint=facts.peer_endpoint,
+            rack=facts.rack,
+            version=facts.version,
+            unclean=facts.unclean,
+        )
+        try:
+            executed = await self._metadata_log.execute(command, timeout_s=self._settings.register_s)
+        except PostbusError as error:
+            log.warning("registration_refused", why=error.message, reason=error.reason_name)
+            await asyncio.sleep(self._settings.register_retry_s)
+            return
+        self.broker_epoch = executed.after.nodes[facts.node_id].broker_epoch
+        log.info("registered", broker_epoch=self.broker_epoch, unclean=facts.unclean)
+        self._tell()
+
+    async def _beat(self, sent_at: float) -> bool:
+        """One heartbeat; False: there was no answer that helps."""
+        controller_id = self._metadata_log.controller_id
+        if controller_id is None:
+            return False
+        heartbeat = NodeHeartbeat(broker_epoch=self.broker_epoch, applied_index=self._metadata_log.state.index)
+        call = self._calls.start_call(
+            controller_id, HEARTBEAT, heartbeat.SerializeToString(), timeout_s=self._settings.answer_s
+        )
+        try:
+            await call
+        except (PeerUnreachable, TimeoutError):
+            return False
+        except PostbusError as error:
+            if error.reason == Reason.ERROR_REASON_PRECONDITION_NOT_MET:
+                # Somebody else registered under this id, or the node was removed.
+                log.warning("registration_lost", why=error.message)
+                self.broker_epoch = 0
+                self._answered_at = None
+                self._tell()
+            return False
+        self._answered_at = sent_at
+        self._expire_later()
+        self._tell()
+        return True
+
+    def _expire_later(self) -> None:
+        """Listeners hear of the end of the session when it comes."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        assert self._answered_at is not None
+        left_s = self._settings.session_s - (self._clock.monotonic() - self._answered_at)
+        self._expiry = asyncio.get_running_loop().call_later(max(0.0, left_s), self._expired)
+
+    def _expired(self) -> None:
+        self._expiry = None
+        if self.session_valid:
+            self._expire_later()  # the timer and the clock differ by a hair
+        else:
+            self._tell()
+
+    def _followed(self, old: ClusterState, new: ClusterState) -> None:
+        if old.nodes is not new.nodes:
+            self._tell()
+
+    def _tell(self) -> None:
+        now = (self.broker_epoch, self.session_valid, self.unfenced)
+        if now != self._told:
+            self._told = now
+            for listener in tuple(self._listeners):
+                listener()
+
+
+def _partition(state: ClusterState, outcome: Outcome) -> PartitionState | None:
+    topic = state.topic_by_id(outcome.topic_id)
+    if topic is None or not 0 <= outcome.partition < topic.partition_count:
+        return None
+    return topic.partitions[outcome.partition]
