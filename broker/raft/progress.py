@@ -31,6 +31,7 @@ class Progress:
     waiting: bool = False
     """PROBE: an append is on its way."""
     sent_commit: int = 0
+    """If it is lost, the next heartbeat tells it."""
     inflight: deque[tuple[int, int]] = field(default_factory=deque)
     """REPLICATE: last index and bytes of each append without an answer."""
     inflight_bytes: int = 0
@@ -100,5 +101,3 @@ class Progress:
         self.inflight_bytes = 0
         self.snapshot = None
         self.snapshot_offset = 0
-        # A commit index sent before may be lost, too.
-        self.sent_commit = 0
