@@ -5,6 +5,7 @@ environment, that over the file, that over the default. This module reads and ch
 came from; it never acts on them. It takes a fifth of a second to import: only `serve` should.
 """
 
+import ipaddress
 import os
 import re
 import socket
@@ -16,10 +17,17 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 ENV_PREFIX: Final = "POSTBUS_"
 CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
+PEER_PORT: Final = 7071
 # What a request needs besides its batch: names, ids, headers of the envelope.
 MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
 
@@ -59,6 +67,26 @@ def _optional(value: object) -> object:
     return None if isinstance(value, str) and value.lower() in _OFF else value
 
 
+def _listed(value: object) -> object:
+    """A TOML list, or text with commas between."""
+    return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+
+
+def _is_endpoint(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) <= 65535
+
+
+def _is_loopback(host: str) -> bool | None:
+    """None: a name, which only the network knows."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return None
+
+
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -72,6 +100,7 @@ DAY: Final = 24 * HOUR
 
 _SECTIONS: Final = {
     "node": "Node",
+    "cluster": "Cluster",
     "log": "Log",
     "storage": "Storage",
     "limits": "Limits",
@@ -116,6 +145,117 @@ class Settings(BaseSettings):
     rack: str = _setting(
         "node", "", "Where the node stands, for placing replicas apart. Empty: not said.", max_length=249
     )
+
+    # Cluster
+    cluster_id: str = _setting(
+        "cluster",
+        "",
+        "Name of the cluster, the same on all its nodes; others are refused. Never change it once data exists. Empty: "
+        "made up by a node without peers.",
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]*$",
+    )
+    peers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = _setting(
+        "cluster",
+        (),
+        "The nodes that found the cluster and vote in it, as ID@HOST:PORT of their peer ports: the same list on each "
+        "(1@bus-1:7071,2@bus-2:7071,3@bus-3:7071). A node that is not in it joins as an observer. Empty: a bus of its "
+        "own.",
+        max_length=99,
+    )
+    peer_port: Annotated[Port | None, BeforeValidator(_optional)] = _setting(
+        "cluster",
+        None,
+        "Port for the other nodes. 0: a free one; off: as this node's entry in peers says, 7071 if it has none, and "
+        "none at all for a bus of its own.",
+    )
+    advertised_peer_endpoint: str = _setting(
+        "cluster",
+        "",
+        "host:port that other nodes are told to reach this one at. Empty: as peers says, or made from host and "
+        "peer-port.",
+    )
+    groups_partitions: int = _setting(
+        "cluster",
+        6,
+        "Partitions of the log that holds the groups, over whose leaders they spread. Only the first start of a "
+        "cluster reads it.",
+        ge=1,
+        le=1000,
+    )
+    groups_replication_factor: int = _setting(
+        "cluster", 3, "Replicas of the groups' log, or as many as there are nodes.", ge=1, le=99
+    )
+    raft_heartbeat_interval_seconds: Seconds = _setting(
+        "cluster", 0.1, "How often the controller tells the other voters that it lives.", ge=0.02, le=10
+    )
+    raft_election_timeout_seconds: Seconds = _setting(
+        "cluster",
+        0.5,
+        "Silence of the controller after which another is elected (random, up to twice that). Shorter than pauses of "
+        "the machine: elections for nothing.",
+        ge=0.1,
+        le=MINUTE,
+    )
+    node_heartbeat_interval_seconds: Seconds = _setting(
+        "cluster", 0.2, "How often a node tells the controller that it lives.", ge=0.02, le=10
+    )
+    node_session_seconds: Seconds = _setting(
+        "cluster",
+        1.0,
+        "A node without an answer from the controller for so long stops acknowledging: others may lead by then.",
+        ge=0.1,
+        le=MINUTE,
+    )
+    node_silence_seconds: Seconds = _setting(
+        "cluster",
+        1.5,
+        "Silence of a node after which the controller lets others lead in its place. Must exceed node-session-seconds.",
+        ge=0.15,
+        le=2 * MINUTE,
+    )
+    node_lost_seconds: Seconds = _setting(
+        "cluster",
+        0.25,
+        "The same once a node's connection broke, which a killed process' does at once.",
+        ge=0,
+        le=MINUTE,
+    )
+    replica_lag_seconds: Seconds = _setting(
+        "cluster",
+        5.0,
+        "A follower that has not been caught up for so long leaves the in-sync replicas. Less: slow disks flap; more: "
+        "a stuck follower holds up acknowledgements for longer.",
+        ge=0.5,
+        le=HOUR,
+    )
+    pull_credit_bytes: Bytes = _setting(
+        "cluster",
+        8 * MIB,
+        "Bytes that a leader may have under way to a follower. Memory on both sides; less costs throughput.",
+        ge=MIB,
+        le=GIB,
+    )
+    catch_up_credit_bytes: Bytes = _setting(
+        "cluster", 4 * MIB, "The same for replicas that are not in sync yet.", ge=MIB, le=GIB
+    )
+    catch_up_bytes_per_second: Annotated[Bytes | None, BeforeValidator(_optional)] = _setting(
+        "cluster",
+        None,
+        "Bytes a second that a node sends at most to replicas that are being moved or filled. off: no limit; "
+        "reassignments may say their own.",
+        ge=64 * KIB,
+    )
+    peer_ping_seconds: Seconds = _setting(
+        "cluster", 2.0, "Silence after which a node is pinged by another one.", ge=0.1, le=HOUR
+    )
+    peer_ping_timeout_seconds: Seconds = _setting(
+        "cluster", 1.0, "How long that may stay unanswered before the connection is given up.", ge=0.1, le=HOUR
+    )
+    peer_calls_max: int = _setting(
+        "cluster", 10_000, "Questions to one other node that may be open; further ones wait or fail.", ge=10
+    )
+    peer_calls_bytes_max: Bytes = _setting("cluster", 64 * MIB, "Bytes of them.", ge=16 * MIB)
 
     # Log
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
@@ -212,6 +352,9 @@ class Settings(BaseSettings):
 
     # Topic defaults
     topic_partitions: int = _setting("topics", 6, "Partitions of a topic that does not say how many.", ge=1, le=1000)
+    topic_replication_factor: int = _setting(
+        "topics", 3, "Replicas of a topic that does not say how many, or as many as there are nodes.", ge=1, le=99
+    )
     topic_retention_seconds: Annotated[Seconds | None, BeforeValidator(_optional)] = _setting(
         "topics", 7 * DAY, "How long records stay. off: for ever.", gt=0, le=100 * 366 * DAY
     )
@@ -366,6 +509,13 @@ class Settings(BaseSettings):
     )
 
     # Stopping
+    handover_timeout_seconds: Seconds = _setting(
+        "stop",
+        5.0,
+        "How long a node that stops waits until others lead in its place; clients are served meanwhile.",
+        ge=0,
+        le=HOUR,
+    )
     drain_grace_seconds: Seconds = _setting(
         "stop",
         3.0,
@@ -381,13 +531,33 @@ class Settings(BaseSettings):
         le=HOUR,
     )
 
-    @field_validator("advertised_endpoint")
+    @field_validator("advertised_endpoint", "advertised_peer_endpoint")
     @classmethod
     def _has_host_and_port(cls, endpoint: str) -> str:
-        host, _, port = endpoint.rpartition(":")
-        if endpoint and not (host and port.isdecimal() and 0 < int(port) <= 65535):
+        if endpoint and not _is_endpoint(endpoint):
             raise ValueError("should be host:port, such as bus-1.example.org:7070")
         return endpoint
+
+    @field_validator("peers")
+    @classmethod
+    def _are_peers(cls, peers: tuple[str, ...]) -> tuple[str, ...]:
+        ids, endpoints = set(), set()
+        for peer in peers:
+            number, at, endpoint = peer.partition("@")
+            if (
+                not at
+                or not re.fullmatch(r"[1-9]\d{0,9}", number)
+                or int(number) >= 2**31
+                or not _is_endpoint(endpoint)
+            ):
+                raise ValueError(f"each should be ID@HOST:PORT, such as 1@bus-1:7071; {peer!r} is not")
+            if number in ids:
+                raise ValueError(f"node {number} is there twice")
+            if endpoint in endpoints:
+                raise ValueError(f"two nodes can't both be at {endpoint}")
+            ids.add(number)
+            endpoints.add(endpoint)
+        return peers
 
     @field_validator("host")
     @classmethod
@@ -409,14 +579,65 @@ class Settings(BaseSettings):
             raise ValueError("append_queue_bytes_max should hold two batches of batch_bytes_max at least")
         if self.processing_timeout_seconds > self.processing_timeout_seconds_max:
             raise ValueError("processing_timeout_seconds may not exceed processing_timeout_seconds_max")
+        if self.raft_election_timeout_seconds < 2 * self.raft_heartbeat_interval_seconds:
+            raise ValueError("raft_election_timeout_seconds should be twice raft_heartbeat_interval_seconds at least")
+        if self.node_session_seconds < 2 * self.node_heartbeat_interval_seconds:
+            raise ValueError("node_session_seconds should be twice node_heartbeat_interval_seconds at least")
+        if self.node_silence_seconds <= self.node_session_seconds:
+            raise ValueError(
+                "node_silence_seconds must exceed node_session_seconds, or two nodes may lead a partition at once"
+            )
+        if self.peers:
+            self._check_cluster()
         return self
+
+    def _check_cluster(self) -> None:
+        if not self.cluster_id:
+            raise ValueError("peers need a cluster_id, the same on all nodes, so that no stranger joins by mistake")
+        if "data_dir" not in self.model_fields_set:
+            raise ValueError("a node with peers needs a data_dir that is its own; name it")
+        own = self.peer_endpoints.get(self.node_id)
+        if own is None:
+            return
+        host, _, port = own.rpartition(":")
+        if self.peer_port not in (None, int(port)) and not self.advertised_peer_endpoint:
+            raise ValueError(
+                f"peer_port is {self.peer_port}, but peers send others to {own} for node {self.node_id}; leave"
+                " peer_port out, or set advertised_peer_endpoint if something in between maps ports"
+            )
+        if _is_loopback(self.host) and _is_loopback(host) is False:
+            raise ValueError(
+                f"host is {self.host}, where no other machine connects, but peers say {own} for node {self.node_id};"
+                " 0.0.0.0 listens on all addresses"
+            )
+
+    @property
+    def peer_endpoints(self) -> dict[int, str]:
+        """Where the nodes listen that found the cluster, by number."""
+        return {int(number): endpoint for number, _, endpoint in (peer.partition("@") for peer in self.peers)}
+
+    @property
+    def peer_port_wanted(self) -> int | None:
+        """The port to listen on for other nodes. None: this is a bus of its own."""
+        if self.peer_port is not None:
+            return self.peer_port
+        if own := self.peer_endpoints.get(self.node_id):
+            return int(own.rpartition(":")[2])
+        return PEER_PORT if self.peers or self.cluster_id else None
+
+    def peer_endpoint(self, peer_port: int) -> str:
+        """host:port to tell other nodes; `peer_port` is the one really bound."""
+        if self.advertised_peer_endpoint:
+            return self.advertised_peer_endpoint
+        return self.peer_endpoints.get(self.node_id) or self._made(peer_port)
 
     def endpoint(self, client_port: int) -> str:
         """host:port to tell clients; `client_port` is the one really bound."""
-        if self.advertised_endpoint:
-            return self.advertised_endpoint
+        return self.advertised_endpoint or self._made(client_port)
+
+    def _made(self, port: int) -> str:
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
-        return f"[{host}]:{client_port}" if ":" in host else f"{host}:{client_port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def load(flags: Mapping[str, object] | None = None, *, config_path: Path | None = None) -> Settings:
@@ -532,6 +753,8 @@ def _kind(name: str, field: FieldInfo) -> str:
         return "yes/no"
     if isinstance(field.default, Path):
         return "path"
+    if isinstance(field.default, tuple):
+        return "list"
     if "_bytes" in name:
         return "bytes"
     return "seconds" if "_seconds" in name else "number"
@@ -543,6 +766,8 @@ def _default_text(name: str, default: object) -> str:
         return "off"
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(default)
     if "_bytes" in name and isinstance(default, int):
         for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
             if default and default % size == 0:

@@ -143,6 +143,82 @@ def test_every_setting_says_what_help_needs() -> None:
             assert getattr(config.load({setting.name: setting.default_text}), setting.name) == setting.default
 
 
+THREE = {"cluster_id": "flights", "peers": "1@bus-1:7071, 2@bus-2:7071,3@[::1]:7073", "data_dir": "/data"}
+
+
+def test_peers_are_text_with_commas_or_a_list_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoints = {1: "bus-1:7071", 2: "bus-2:7071", 3: "[::1]:7073"}
+    assert config.load(THREE).peer_endpoints == endpoints
+    listed = 'cluster_id = "flights"\ndata_dir = "/data"\npeers = ["1@bus-1:7071", "2@bus-2:7071", "3@[::1]:7073"]'
+    assert config.load(config_path=_file(tmp_path, listed)).peer_endpoints == endpoints
+    for name, value in THREE.items():
+        monkeypatch.setenv(f"POSTBUS_{name.upper()}", value)
+    assert config.load().peer_endpoints == endpoints
+
+
+@pytest.mark.parametrize(
+    ("flags", "port", "endpoint"),
+    [
+        ({}, None, ""),
+        ({"cluster_id": "flights"}, 7071, "127.0.0.1:7071"),
+        ({"peer_port": "0"}, 0, "127.0.0.1:9"),
+        ({**THREE, "node_id": "3"}, 7073, "[::1]:7073"),
+        ({**THREE, "node_id": "4"}, 7071, "127.0.0.1:7071"),
+        ({**THREE, "node_id": "3", "peer_port": "7073"}, 7073, "[::1]:7073"),
+        ({**THREE, "peer_port": "9000", "advertised_peer_endpoint": "out:7071"}, 9000, "out:7071"),
+    ],
+)
+def test_where_a_node_listens_for_others_and_where_they_are_told_to_reach_it(
+    flags: dict[str, str], port: int | None, endpoint: str
+) -> None:
+    settings = config.load(flags)
+    assert settings.peer_port_wanted == port
+    if port is not None:
+        assert settings.peer_endpoint(port or 9) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            {"peers": "bus-1:7071"},
+            "peers (from flag --peers): each should be ID@HOST:PORT, such as 1@bus-1:7071; 'bus-1",
+        ),
+        ({"peers": "0@bus-1:7071"}, "each should be ID@HOST:PORT"),
+        ({"peers": "1@bus-1"}, "each should be ID@HOST:PORT"),
+        ({"peers": "1@a:1,1@b:1"}, "node 1 is there twice"),
+        ({"peers": "1@a:1,2@a:1"}, "two nodes can't both be at a:1"),
+        ({"cluster_id": ""}, "peers need a cluster_id"),
+        ({"cluster_id": "a b"}, "cluster_id (from flag --cluster-id): string should match pattern"),
+        ({"data_dir": None}, "a node with peers needs a data_dir"),
+        ({"peer_port": "7072"}, "peer_port is 7072, but peers send others to bus-1:7071 for node 1"),
+        ({"peers": "1@10.0.0.1:7071"}, "host is 127.0.0.1, where no other machine connects, but peers say 10.0.0.1"),
+        (
+            {"advertised_peer_endpoint": "x"},
+            "advertised_peer_endpoint (from flag --advertised-peer-endpoint): should be",
+        ),
+        ({"node_silence_seconds": "1"}, "node_silence_seconds must exceed node_session_seconds"),
+        ({"node_heartbeat_interval_seconds": "1"}, "node_session_seconds should be twice node_heartbeat_interval"),
+        ({"raft_election_timeout_seconds": "0.1"}, "raft_election_timeout_seconds should be twice raft_heartbeat"),
+    ],
+)
+def test_a_cluster_that_can_not_work_is_refused_before_it_starts(flags: dict[str, str | None], says: str) -> None:
+    with pytest.raises(config.ConfigError) as refused:
+        config.load({**THREE, **flags})
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_example_of_three_nodes_is_one_cluster() -> None:
+    folder = Path(__file__).parent.parent / "deploy" / "cluster"
+    nodes = [config.load(config_path=folder / f"node{number}.toml") for number in (1, 2, 3)]
+    assert [node.node_id for node in nodes] == [1, 2, 3]
+    assert len({node.cluster_id for node in nodes}) == len({node.peers for node in nodes}) == 1
+    ports = [port for node in nodes for port in (node.client_port, node.http_port, node.peer_port_wanted)]
+    assert len(set(ports)) == 9 and len({node.data_dir for node in nodes}) == 3
+    assert all(node.peer_endpoints[node.node_id].endswith(f":{node.peer_port_wanted}") for node in nodes)
+
+
 @pytest.mark.parametrize(
     ("flags", "endpoint"),
     [
