@@ -281,3 +281,41 @@ class CancelReassignmentsResponse(_message.Message):
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     outcomes: _containers.RepeatedCompositeFieldContainer[PartitionOutcome]
     def __init__(self, outcomes: _Optional[_Iterable[_Union[PartitionOutcome, _Mapping]]] = ...) -> None: ...
+
+class RebalanceClusterRequest(_message.Message):
+    __slots__ = ("throttle_bytes_per_second", "validate_only", "raise_replication")
+    THROTTLE_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    RAISE_REPLICATION_FIELD_NUMBER: _ClassVar[int]
+    throttle_bytes_per_second: int
+    validate_only: bool
+    raise_replication: bool
+    def __init__(self, throttle_bytes_per_second: _Optional[int] = ..., validate_only: bool = ..., raise_replication: bool = ...) -> None: ...
+
+class RebalanceClusterResponse(_message.Message):
+    __slots__ = ("moves",)
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    moves: _containers.RepeatedCompositeFieldContainer[PlannedMove]
+    def __init__(self, moves: _Optional[_Iterable[_Union[PlannedMove, _Mapping]]] = ...) -> None: ...
+
+class PlannedMove(_message.Message):
+    __slots__ = ("partition", "old_replica_node_ids", "new_replica_node_ids", "size_bytes")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    OLD_REPLICA_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    NEW_REPLICA_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    partition: _record_pb2.TopicPartition
+    old_replica_node_ids: _containers.RepeatedScalarFieldContainer[int]
+    new_replica_node_ids: _containers.RepeatedScalarFieldContainer[int]
+    size_bytes: int
+    def __init__(self, partition: _Optional[_Union[_record_pb2.TopicPartition, _Mapping]] = ..., old_replica_node_ids: _Optional[_Iterable[int]] = ..., new_replica_node_ids: _Optional[_Iterable[int]] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class RemoveNodeRequest(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    def __init__(self, node_id: _Optional[int] = ...) -> None: ...
+
+class RemoveNodeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

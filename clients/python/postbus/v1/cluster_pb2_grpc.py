@@ -100,6 +100,16 @@ class ClusterServiceStub(object):
                 request_serializer=postbus_dot_v1_dot_cluster__pb2.CancelReassignmentsRequest.SerializeToString,
                 response_deserializer=postbus_dot_v1_dot_cluster__pb2.CancelReassignmentsResponse.FromString,
                 _registered_method=True)
+        self.RebalanceCluster = channel.unary_unary(
+                '/postbus.v1.ClusterService/RebalanceCluster',
+                request_serializer=postbus_dot_v1_dot_cluster__pb2.RebalanceClusterRequest.SerializeToString,
+                response_deserializer=postbus_dot_v1_dot_cluster__pb2.RebalanceClusterResponse.FromString,
+                _registered_method=True)
+        self.RemoveNode = channel.unary_unary(
+                '/postbus.v1.ClusterService/RemoveNode',
+                request_serializer=postbus_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+                response_deserializer=postbus_dot_v1_dot_cluster__pb2.RemoveNodeResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -190,6 +200,20 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebalanceCluster(self, request, context):
+        """Gives every node its share of replicas and leaders.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveNode(self, request, context):
+        """Forgets a node that is drained and stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -252,6 +276,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.CancelReassignments,
                     request_deserializer=postbus_dot_v1_dot_cluster__pb2.CancelReassignmentsRequest.FromString,
                     response_serializer=postbus_dot_v1_dot_cluster__pb2.CancelReassignmentsResponse.SerializeToString,
+            ),
+            'RebalanceCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebalanceCluster,
+                    request_deserializer=postbus_dot_v1_dot_cluster__pb2.RebalanceClusterRequest.FromString,
+                    response_serializer=postbus_dot_v1_dot_cluster__pb2.RebalanceClusterResponse.SerializeToString,
+            ),
+            'RemoveNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveNode,
+                    request_deserializer=postbus_dot_v1_dot_cluster__pb2.RemoveNodeRequest.FromString,
+                    response_serializer=postbus_dot_v1_dot_cluster__pb2.RemoveNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -579,6 +613,60 @@ class ClusterService(object):
             '/postbus.v1.ClusterService/CancelReassignments',
             postbus_dot_v1_dot_cluster__pb2.CancelReassignmentsRequest.SerializeToString,
             postbus_dot_v1_dot_cluster__pb2.CancelReassignmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebalanceCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/postbus.v1.ClusterService/RebalanceCluster',
+            postbus_dot_v1_dot_cluster__pb2.RebalanceClusterRequest.SerializeToString,
+            postbus_dot_v1_dot_cluster__pb2.RebalanceClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/postbus.v1.ClusterService/RemoveNode',
+            postbus_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+            postbus_dot_v1_dot_cluster__pb2.RemoveNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,
