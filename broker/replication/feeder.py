@@ -97,6 +97,10 @@ class Throttle:
         if self.bytes_per_s > 0:
             self._due_s = max(self._due_s, self._clock.monotonic()) + size_bytes / self.bytes_per_s
 
+    def share(self, bytes_max: int) -> int:
+        """How much to send at once, so that it comes evenly."""
+        return min(bytes_max, max(self.bytes_per_s // 10, 1)) if self.bytes_per_s > 0 else bytes_max
+
     @property
     def wait_s(self) -> float:
         """How long to wait before the next."""
@@ -357,7 +361,8 @@ class _FollowerLink:
     def _pump_lane(self, lane: _Lane) -> bool:
         """One message, with as much as may be; True: there is more that may be sent."""
         response = replication_pb2.PullResponse(catch_up=lane.catch_up)
-        room_bytes = self._settings.response_bytes_max if self._may_send(lane) else 0
+        room_bytes = self._share(lane, self._settings.response_bytes_max) if self._may_send(lane) else 0
+        partition_bytes = self._share(lane, self._settings.partition_bytes_max)
         sent_bytes = 0
         held: list[Feed] = []
         for _ in range(len(lane.queue)):
@@ -375,7 +380,7 @@ class _FollowerLink:
                 if sent_bytes >= room_bytes:
                     more = True
                 else:
-                    found = self._read_tail(feed, source)
+                    found = self._read_tail(feed, source, partition_bytes)
                     if found is None:
                         lane.cold.append(feed)
                         feed.queued = True
@@ -394,11 +399,12 @@ class _FollowerLink:
             self.send(response)
         return bool(lane.queue) and self._may_send(lane) and self._link.has_room
 
-    def _read_tail(self, feed: Feed, source: PartitionLog) -> list[StoredBatch] | None:
+    def _share(self, lane: _Lane, bytes_max: int) -> int:
+        return self._feeder.throttle.share(bytes_max) if lane.catch_up else bytes_max
+
+    def _read_tail(self, feed: Feed, source: PartitionLog, max_bytes: int) -> list[StoredBatch] | None:
         try:
-            return source.read_tail_envelopes(
-                feed.next_offset, end_offset=source.end_offset, max_bytes=self._settings.partition_bytes_max
-            )
+            return source.read_tail_envelopes(feed.next_offset, end_offset=source.end_offset, max_bytes=max_bytes)
         except OffsetOutOfRange:
             return None
 
@@ -446,7 +452,7 @@ class _FollowerLink:
         offset, end_offset = feed.next_offset, source.written_end_offset
         try:
             batches = await source.read_envelopes(
-                offset, end_offset=end_offset, max_bytes=self._settings.response_bytes_max
+                offset, end_offset=end_offset, max_bytes=self._share(lane, self._settings.response_bytes_max)
             )
             feed.queued = False  # until here, a wake-up would have put it in line twice
         except OffsetOutOfRange:

@@ -121,7 +121,7 @@ class Partitions:
         self._by_id: dict[str, PartitionedTopic] = {}
         self._by_log_id: dict[int, Partition] = {}
         self._session: Session = session or LoneSession()
-        self._session_seen = (self._session.session_valid, self._session.broker_epoch)
+        self._broker_epoch = self._session.broker_epoch
         self._isr_changes = IsrChanges(session=self._session, settings=self.settings)
         feeder = puller = None
         if transport is not None:
@@ -183,12 +183,9 @@ class Partitions:
                 partition.nodes_changed()
 
     def session_changed(self) -> None:
-        """This node's session with the controller began, ended, or is another one."""
-        seen = (self._session.session_valid, self._session.broker_epoch)
-        if seen == self._session_seen:
-            return
-        registered_anew = seen[1] != self._session_seen[1]
-        self._session_seen = seen
+        """This node's session with the controller began, ended, or is another one; again does no harm."""
+        registered_anew = self._session.broker_epoch != self._broker_epoch
+        self._broker_epoch = self._session.broker_epoch
         for partition in list(self._by_log_id.values()):
             partition.session_changed()
         if registered_anew and self._shared.puller is not None:
