@@ -4,6 +4,7 @@ What this node knows of a partition's ends may be a moment old: whatever depends
 "the latest" is never before something that was acknowledged earlier.
 """
 
+import asyncio
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,8 +13,8 @@ from postbus.v1 import subscriber_pb2
 from broker import errors
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
-from broker.replication.partition import Partition, Role
-from broker.services import requests
+from broker.replication.partition import Partition
+from broker.services import publish_route, requests
 
 # 9999-12-31T23:59:59Z, the last moment that a Timestamp can name.
 TIMESTAMP_SECONDS_MAX: Final = 253_402_300_799
@@ -61,30 +62,19 @@ async def resolve_start(
     if known is not None:
         return known
     which = start.WhichOneof("at")
+    end = await latest(partition, timeout_s)
     if which == "offset":
-        await partition.fresh_high_watermark(timeout_s)
         return start.offset
     if which == "time":
-        return await _at_time(partition, _time_us(start.time), timeout_s)
+        return await _at_time(partition, _time_us(start.time), end)
     if which == "ago":
         ago_us = start.ago.seconds * 1_000_000 + start.ago.nanos // 1000
-        return await _at_time(partition, clock.wall_us() - ago_us, timeout_s)
+        return await _at_time(partition, clock.wall_us() - ago_us, end)
     if which == "last_records":
-        latest = await partition.fresh_high_watermark(timeout_s)
-        return max(latest - start.last_records, partition.log.log_start_offset)
+        return max(end - start.last_records, partition.log.log_start_offset)
     if which == "edge" and start.edge == subscriber_pb2.LOG_EDGE_LATEST:
-        return await partition.fresh_high_watermark(timeout_s)
-    await partition.fresh_high_watermark(timeout_s)
+        return end
     return partition.log.log_start_offset
-
-
-def known_start(partition: Partition, start: subscriber_pb2.StartPosition) -> int | None:
-    """The offset of a checked place, if nobody has to be asked for it."""
-    which = start.WhichOneof("at")
-    if which == "offset":
-        return start.offset if holds(partition, start.offset) else None
-    earliest = which is None or (which == "edge" and start.edge == subscriber_pb2.LOG_EDGE_EARLIEST)
-    return partition.log.log_start_offset if earliest and partition.role is not Role.REMOTE else None
 
 
 async def resolve_stop(
@@ -94,21 +84,58 @@ async def resolve_stop(
     which = stop.WhichOneof("at")
     if which == "offset":
         return stop.offset
-    if which == "time":
-        return await _at_time(partition, _time_us(stop.time), timeout_s)
-    return await partition.fresh_high_watermark(timeout_s)
+    end = await latest(partition, timeout_s)
+    return await _at_time(partition, _time_us(stop.time), end) if which == "time" else end
 
 
 async def make_sure(partition: Partition, offset: int, *, timeout_s: float = LEADER_WAIT_S) -> None:
     """Has the leader asked if the offset is outside of what this node knows; for `within_range`."""
     if not holds(partition, offset):
-        await partition.fresh_high_watermark(timeout_s)
+        await latest(partition, timeout_s)
+
+
+def known_start(partition: Partition, start: subscriber_pb2.StartPosition) -> int | None:
+    """The offset of a checked place, if nobody has to be asked for it."""
+    which = start.WhichOneof("at")
+    if which == "offset":
+        return start.offset if holds(partition, start.offset) else None
+    earliest = which is None or (which == "edge" and start.edge == subscriber_pb2.LOG_EDGE_EARLIEST)
+    return partition.log.log_start_offset if earliest and is_here(partition) else None
 
 
 def holds(partition: Partition, offset: int) -> bool:
     """Whether an offset is within what this node knows."""
-    known = partition.role is not Role.REMOTE
-    return known and partition.log.log_start_offset <= offset <= partition.high_watermark
+    return is_here(partition) and partition.log.log_start_offset <= offset <= partition.high_watermark
+
+
+def is_here(partition: Partition) -> bool:
+    """Whether its records are read from this node's own disk."""
+    return partition.log is partition.local
+
+
+async def latest(partition: Partition, timeout_s: float) -> int:
+    """The end of what may be read: at least all that was acknowledged before, and known to this node from then on.
+
+    Raises NO_LEADER.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    end = await partition.fresh_high_watermark(timeout_s)
+    if partition.high_watermark >= end:
+        return end
+    # A follower learns of it within moments.
+    changed = asyncio.Event()
+    partition.add_listener(changed.set)
+    try:
+        async with asyncio.timeout_at(deadline):
+            while partition.high_watermark < end and not partition.deleted:
+                changed.clear()
+                await changed.wait()
+    except TimeoutError:
+        raise publish_route.no_leader(f"{partition.topic}/{partition.number}") from None
+    finally:
+        partition.remove_listener(changed.set)
+    return end
 
 
 def out_of_range(partition: Partition, offset: int) -> PostbusError:
@@ -159,6 +186,5 @@ def _time_us(time: Timestamp) -> int:
     return time.seconds * 1_000_000 + -(-time.nanos // 1000)
 
 
-async def _at_time(partition: Partition, time_us: int, timeout_s: float) -> int:
-    latest = await partition.fresh_high_watermark(timeout_s)
-    return await partition.log.offset_for_time(max(time_us, 0), end_offset=latest)
+async def _at_time(partition: Partition, time_us: int, end_offset: int) -> int:
+    return await partition.log.offset_for_time(max(time_us, 0), end_offset=end_offset)

@@ -1,6 +1,6 @@
 """Which servicer method answers which RPC, and gRPC's own services beside them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -17,21 +17,14 @@ from broker.services.publisher import PublisherService
 from broker.services.subscriber import SubscriberService
 from broker.services.topics import TopicService
 
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _Row = tuple[str, type[Message], Callable[[Any, Call], Awaitable[Message]]]
 
+_PACKAGE: Final = "postbus.v1"
 SERVICES: Final = tuple(
-    f"postbus.v1.{name}"
+    f"{_PACKAGE}.{name}"
     for name in ("PublisherService", "SubscriberService", "GroupService", "TopicService", "ClusterService")
-)
-_ON_SEVERAL_NODES: Final = (
-    ("AddVoter", cluster_pb2.AddVoterRequest),
-    ("RemoveVoter", cluster_pb2.RemoveVoterRequest),
-    ("DrainNode", cluster_pb2.DrainNodeRequest),
-    ("UndrainNode", cluster_pb2.UndrainNodeRequest),
-    ("ElectLeaders", cluster_pb2.ElectLeadersRequest),
-    ("ReassignPartitions", cluster_pb2.ReassignPartitionsRequest),
-    ("ListReassignments", cluster_pb2.ListReassignmentsRequest),
-    ("CancelReassignments", cluster_pb2.CancelReassignmentsRequest),
 )
 
 
@@ -105,19 +98,26 @@ def register(
         },
     )
     handlers: dict[str, Any] = {
-        method: adapter.unary(f"ClusterService/{method}", request, cluster.not_on_one_node)
-        for method, request in _ON_SEVERAL_NODES
+        method: adapter.unary(f"ClusterService/{method}", request, handle)
+        for method, request, handle in _table(
+            ("GetMetadata", cluster_pb2.GetMetadataRequest, cluster.get_metadata),
+            ("GetServerFeatures", cluster_pb2.GetServerFeaturesRequest, cluster.get_server_features),
+            ("GetQuorum", cluster_pb2.GetQuorumRequest, cluster.get_quorum),
+            ("AddVoter", cluster_pb2.AddVoterRequest, cluster.add_voter),
+            ("RemoveVoter", cluster_pb2.RemoveVoterRequest, cluster.remove_voter),
+            ("DrainNode", cluster_pb2.DrainNodeRequest, cluster.drain_node),
+            ("UndrainNode", cluster_pb2.UndrainNodeRequest, cluster.undrain_node),
+            ("RemoveNode", cluster_pb2.RemoveNodeRequest, cluster.remove_node),
+            ("ElectLeaders", cluster_pb2.ElectLeadersRequest, cluster.elect_leaders),
+            ("ReassignPartitions", cluster_pb2.ReassignPartitionsRequest, cluster.reassign_partitions),
+            ("RebalanceCluster", cluster_pb2.RebalanceClusterRequest, cluster.rebalance_cluster),
+            ("ListReassignments", cluster_pb2.ListReassignmentsRequest, cluster.list_reassignments),
+            ("CancelReassignments", cluster_pb2.CancelReassignmentsRequest, cluster.cancel_reassignments),
+        )
     }
-    handlers["GetMetadata"] = adapter.unary(
-        "ClusterService/GetMetadata", cluster_pb2.GetMetadataRequest, cluster.get_metadata
-    )
     handlers["WatchMetadata"] = adapter.server_stream(
         "ClusterService/WatchMetadata", cluster_pb2.WatchMetadataRequest, cluster.watch_metadata
     )
-    handlers["GetServerFeatures"] = adapter.unary(
-        "ClusterService/GetServerFeatures", cluster_pb2.GetServerFeaturesRequest, cluster.get_server_features
-    )
-    handlers["GetQuorum"] = adapter.unary("ClusterService/GetQuorum", cluster_pb2.GetQuorumRequest, cluster.get_quorum)
     _add(server, "ClusterService", handlers)
 
 
@@ -131,17 +131,46 @@ def _add(server: grpc.aio.Server, service: str, handlers: dict[str, Any]) -> Non
 
 
 class Health:
-    """grpc.health.v1: one status a service, and "" for all."""
+    """grpc.health.v1: one status a service, and "" for all of the node.
+
+    "" says whether the node takes calls at all, which neither a lost quorum nor a lost leader changes: reads go on, and
+    a node that everybody turned away from would help nobody. A service's own status says whether it can do its work.
+    """
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._servicer = health_aio.HealthServicer()
+        self._shown: dict[str, bool] = {}
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def set(self, *, serving: bool) -> None:
-        """Of all services at once."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *SERVICES):
-            await self._servicer.set(service, status)
+        """Of all services at once: the node starts or goes."""
+        await self.show(dict.fromkeys(("", *SERVICES), serving))
+
+    async def show(self, serving: Mapping[str, bool]) -> None:
+        """Of some services, by full name."""
+        for service, serves in serving.items():
+            if self._shown.get(service) is not serves:
+                self._shown[service] = serves
+                status = (
+                    health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
+                )
+                await self._servicer.set(service, status)
+
+
+def service_health(*, has_controller: bool, session_valid: bool, leaderless: bool) -> dict[str, bool]:
+    """Which services can do their work. leaderless: some partition that users see has no leader.
+
+    Subscribing needs nobody: what is committed can be read. Publishing and groups need leaders in touch with the
+    controller; administration needs a controller.
+    """
+    leading = has_controller and session_valid and not leaderless
+    return {
+        f"{_PACKAGE}.PublisherService": leading,
+        f"{_PACKAGE}.GroupService": leading,
+        f"{_PACKAGE}.TopicService": has_controller,
+        f"{_PACKAGE}.ClusterService": has_controller,
+        f"{_PACKAGE}.SubscriberService": True,
+    }
 
 
 def enable_reflection(server: grpc.aio.Server) -> None:

@@ -12,7 +12,7 @@ from broker import errors
 from broker.errors import PostbusError, Reason
 from broker.groups.calls import CommitEntry
 from broker.groups.client import CoordinatorClient
-from broker.replication.partition import Partition, Role
+from broker.replication.partition import Partition
 from broker.replication.partitions import LedTopic
 from broker.services import delivery, positions, publish_route, requests, subscribe_start
 from broker.services.adapter import Call, ServerStream
@@ -151,7 +151,7 @@ class SubscriberService:
                 unknown.append(partition)
         if places:
             # The answer says where the others begin.
-            unknown += [each for each in topic.partitions if each.number not in places and each.role is Role.REMOTE]
+            unknown += [each for each in topic.partitions if each.number not in places and not positions.is_here(each)]
         await together(
             [partial(ask, partition) for partition in unknown],
             at_once_max=self._surroundings.settings.places_at_once_max,
@@ -174,6 +174,7 @@ class SubscriberService:
             end = partition.high_watermark
             if at >= end:
                 continue
+            here = positions.is_here(partition)
             try:
                 read = await _read(partition, at, end, room)
             except PostbusError as error:
@@ -181,7 +182,7 @@ class SubscriberService:
                     raise
                 plan.trouble = error  # the others may have something
                 continue
-            if not read and partition.role is not Role.REMOTE:
+            if not read and here:
                 plan.places[partition.number] = end  # compaction left nothing there
             for stored in read:
                 # A record limit cuts the range, so that batches are sliced to it.

@@ -18,7 +18,7 @@ from postbus.v1 import record_pb2, subscriber_pb2
 from broker import errors
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
-from broker.replication.partition import Partition, Role
+from broker.replication.partition import Partition
 from broker.replication.partitions import LedTopic, Partitions
 from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
@@ -503,6 +503,7 @@ class Subscription:
         retry = False
         try:
             end_offset = cursor.partition.high_watermark
+            here = positions.is_here(cursor.partition)
             stored = await cursor.partition.log.read(
                 cursor.next_offset,
                 end_offset=end_offset,
@@ -513,10 +514,10 @@ class Subscription:
             elif stored:
                 cursor.buffer.extend(stored)
                 self._ahead.add(cursor)
-            elif cursor.partition.role is Role.REMOTE:
-                retry = True  # maybe a leader that does not know yet how far is safe
+            elif here:
+                self._pass_over_gap(cursor, end_offset)  # compaction left nothing there
             else:
-                self._pass_over_gap(cursor, end_offset)
+                retry = True  # a leader that does not know yet how far is safe
         except OffsetOutOfRange:
             pass  # retention was faster: `_head` tells the subscriber
         except LogCorrupt as error:

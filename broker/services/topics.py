@@ -1,13 +1,20 @@
-"""TopicService: topics, their settings, partitions and offsets."""
+"""TopicService: topics, their settings, partitions and offsets. Any node serves it.
 
-import secrets
+What changes the cluster goes to the controller, what a leader has to say is asked of it, and what one partition can not
+tell holds up no other.
+"""
+
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from random import Random
+from typing import TypeVar
 
+from google.protobuf.message import Message
 from postbus.v1 import topic_pb2
 
 from broker import errors
 from broker.clock import Clock
-from broker.controller.decisions import AddPartitions, Command, CreateTopic, DeleteTopic, UpdateTopic
+from broker.controller.commands import AddPartitions, Command, CreateTopic, DeleteTopic, UpdateTopic
 from broker.controller.metadata_log import MetadataLog
 from broker.controller.state import ClusterState, Topic
 from broker.controller.topic_config import TopicDefaults, as_proto, effective
@@ -17,7 +24,16 @@ from broker.replication.partitions import LedTopic, Partitions
 from broker.services import positions, requests
 from broker.services.adapter import Call
 from broker.services.paging import page
+from broker.services.partition_client import PartitionClient
 from broker.services.publishing import timestamp
+from broker.services.together import together
+from broker.stubs import partition_calls_pb2
+
+M = TypeVar("M", bound=Message)
+
+# A caller's time that is left for the way back.
+_OWN_SHARE = 0.9
+_TIMEOUT_S_MAX = 30.0
 
 
 class TopicService:
@@ -28,36 +44,37 @@ class TopicService:
         *,
         metadata_log: MetadataLog,
         partitions: Partitions,
-        barrier: Callable[[], Awaitable[None]],
+        client: PartitionClient,
         clock: Clock,
+        random: Random,
         defaults: TopicDefaults,
-        node_id: int,
     ) -> None:
         self._metadata_log = metadata_log
         self._partitions = partitions
-        self._barrier = barrier
+        self._client = client
         self._clock = clock
+        self._random = random
         self._defaults = defaults
-        self._node_id = node_id
 
     async def create_topic(self, request: topic_pb2.CreateTopicRequest, call: Call) -> topic_pb2.CreateTopicResponse:
-        """CreateTopic: answers when it can be published to."""
+        """CreateTopic: answers when each partition has a leader and this node knows it."""
         command = CreateTopic(
             name=request.name,
-            topic_id=secrets.token_hex(16),
+            topic_id=self._random.randbytes(16).hex(),
             now_us=self._clock.wall_us(),
             partition_count=request.partition_count,
             replication_factor=request.replication_factor,
             config=request.config,
             labels=dict(request.labels),
+            seed=self._random.getrandbits(31),
         )
-        state = await self._carry_out(command, validate_only=request.validate_only)
+        state = await self._carry_out(command, call, validate_only=request.validate_only)
         return topic_pb2.CreateTopicResponse(topic=self._described(state.topics[request.name]))
 
-    async def _carry_out(self, command: Command, *, validate_only: bool = False) -> ClusterState:
+    async def _carry_out(self, command: Command, call: Call, *, validate_only: bool = False) -> ClusterState:
         if validate_only:
             return self._metadata_log.preview(command)
-        return (await self._metadata_log.execute(command)).after
+        return (await self._metadata_log.execute(command, timeout_s=_time_for(call))).after
 
     async def get_topic(self, request: topic_pb2.GetTopicRequest, call: Call) -> topic_pb2.GetTopicResponse:
         """GetTopic."""
@@ -86,13 +103,13 @@ class TopicService:
             labels=dict(request.labels),
             etag=request.etag,
         )
-        state = await self._carry_out(command)
+        state = await self._carry_out(command, call)
         return topic_pb2.UpdateTopicResponse(topic=self._described(state.topics[request.name]))
 
     async def delete_topic(self, request: topic_pb2.DeleteTopicRequest, call: Call) -> topic_pb2.DeleteTopicResponse:
         """DeleteTopic: with its records and committed offsets."""
         self._existing("name", request.name)
-        await self._carry_out(DeleteTopic(name=request.name, topic_id=request.topic_id))
+        await self._carry_out(DeleteTopic(name=request.name, topic_id=request.topic_id), call)
         return topic_pb2.DeleteTopicResponse()
 
     async def add_partitions(
@@ -100,65 +117,84 @@ class TopicService:
     ) -> topic_pb2.AddPartitionsResponse:
         """AddPartitions."""
         self._existing("name", request.name)
-        state = await self._carry_out(AddPartitions(name=request.name, partition_count=request.partition_count))
+        command = AddPartitions(
+            name=request.name, partition_count=request.partition_count, seed=self._random.getrandbits(31)
+        )
+        state = await self._carry_out(command, call)
         return topic_pb2.AddPartitionsResponse(topic=self._described(state.topics[request.name]))
 
     async def list_partitions(
         self, request: topic_pb2.ListPartitionsRequest, call: Call
     ) -> topic_pb2.ListPartitionsResponse:
-        """ListPartitions: by number."""
+        """ListPartitions: by number, with what each node says of its copies."""
         led = self._led(request.topic)
         # Padded, so that the order of the names is that of the numbers.
         names = [f"{partition.number:010d}" for partition in led.partitions]
         shown, token = page(names, page_size=request.page_size, page_token=request.page_token)
+        partitions = [led.partitions[int(name)] for name in shown]
+        copies: dict[int, list[int]] = {}
+        for partition in partitions:
+            for node_id in partition.state.replicas if partition.state is not None else ():
+                copies.setdefault(node_id, []).append(partition.number)
+        facts = await self._client.describe(led.topic_id, copies)
         return topic_pb2.ListPartitionsResponse(
-            partitions=[self._described_partition(led.partitions[int(name)]) for name in shown],
+            partitions=[_described_partition(partition, facts) for partition in partitions],
             next_page_token=token,
         )
 
     async def delete_records(
         self, request: topic_pb2.DeleteRecordsRequest, call: Call
     ) -> topic_pb2.DeleteRecordsResponse:
-        """DeleteRecords: each partition has its own outcome."""
+        """DeleteRecords: at the leaders; each partition has its own outcome."""
         led = self._led(request.topic)
         if request.before.WhichOneof("at") is None:
             raise errors.invalid_field("before", "is required: say what is to go")
         positions.check_start("before", request.before)
         chosen = self._chosen(led, request.partitions)
-        response = topic_pb2.DeleteRecordsResponse()
-        for partition in chosen:
-            deleted = response.partitions.add(partition=partition.number)
+        timeout_s = _time_for(call)
+
+        async def delete(partition: Partition) -> topic_pb2.DeletedRecords:
+            deleted = topic_pb2.DeletedRecords(partition=partition.number)
             try:
-                before = await positions.resolve_start(partition, request.before, self._clock)
+                before = await positions.resolve_start(partition, request.before, self._clock, timeout_s=timeout_s)
                 if before > partition.high_watermark:
                     raise positions.out_of_range(partition, before)
-                if before > partition.log.log_start_offset:
-                    partition.log.trim(before)
-                    partition.trimmed()
+                deleted.log_start_offset = await self._client.trim(led.topic_id, partition, before, timeout_s=timeout_s)
             except PostbusError as error:
                 deleted.failure.CopyFrom(error.failure())
-            deleted.log_start_offset = partition.log.log_start_offset
-        await self._barrier()
-        return response
+                deleted.log_start_offset = partition.log.log_start_offset
+            return deleted
+
+        return topic_pb2.DeleteRecordsResponse(partitions=await self._each(chosen, delete))
 
     async def list_offsets(self, request: topic_pb2.ListOffsetsRequest, call: Call) -> topic_pb2.ListOffsetsResponse:
-        """ListOffsets: resolves a place in each partition."""
+        """ListOffsets: resolves a place in each partition; the ends are the leaders'."""
         led = self._led(request.topic)
         positions.check_start("at", request.at)
-        response = topic_pb2.ListOffsetsResponse()
-        for partition in self._chosen(led, request.partitions):
-            found = response.partitions.add(partition=partition.number)
-            if request.HasField("at"):
-                try:
-                    wanted = await positions.resolve_start(partition, request.at, self._clock)
-                    if not partition.log.log_start_offset <= wanted <= partition.high_watermark:
+        chosen = self._chosen(led, request.partitions)
+        timeout_s = _time_for(call)
+
+        async def look(partition: Partition) -> topic_pb2.PartitionOffsets:
+            found = topic_pb2.PartitionOffsets(partition=partition.number)
+            try:
+                end = await positions.latest(partition, timeout_s)
+                if request.HasField("at"):
+                    wanted = await positions.resolve_start(partition, request.at, self._clock, timeout_s=timeout_s)
+                    if not partition.log.log_start_offset <= wanted <= max(end, partition.high_watermark):
                         raise positions.out_of_range(partition, wanted)
                     found.offset = wanted
-                except PostbusError as error:
-                    found.failure.CopyFrom(error.failure())
+            except PostbusError as error:
+                found.failure.CopyFrom(error.failure())
             found.log_start_offset = partition.log.log_start_offset
             found.high_watermark = partition.high_watermark
-        return response
+            return found
+
+        return topic_pb2.ListOffsetsResponse(partitions=await self._each(chosen, look))
+
+    async def _each(self, chosen: list[Partition], act: Callable[[Partition], Awaitable[M]]) -> list[M]:
+        return await together(
+            [partial(act, partition) for partition in chosen], at_once_max=self._client.settings.calls_at_once_max
+        )
 
     # --- shapes ---
 
@@ -195,20 +231,38 @@ class TopicService:
             internal=topic.internal,
         )
 
-    def _described_partition(self, partition: Partition) -> topic_pb2.PartitionDescription:
-        return topic_pb2.PartitionDescription(
-            partition=partition.number,
-            leader_node_id=self._node_id,
-            leader_epoch=partition.leader_epoch,
-            replicas=[
-                topic_pb2.ReplicaDescription(
-                    node_id=self._node_id,
-                    in_sync=True,
-                    end_offset=partition.log.end_offset,
-                    durable_end_offset=partition.log.durable_end_offset,
-                )
-            ],
-            log_start_offset=partition.log.log_start_offset,
-            high_watermark=partition.high_watermark,
-            size_bytes=partition.log.size_bytes,
+
+def _time_for(call: Call) -> float:
+    return min(max(call.timeout_s * _OWN_SHARE, 0.0), _TIMEOUT_S_MAX)
+
+
+def _described_partition(
+    partition: Partition, facts: dict[tuple[int, int], partition_calls_pb2.ReplicaFacts]
+) -> topic_pb2.PartitionDescription:
+    """facts: by (node, partition), of those that answered."""
+    state = partition.state
+    described = topic_pb2.PartitionDescription(
+        partition=partition.number,
+        leader_node_id=partition.leader_id,
+        leader_epoch=max(partition.leader_epoch, 0),
+        log_start_offset=partition.log.log_start_offset,
+        high_watermark=partition.high_watermark,
+    )
+    leader = facts.get((partition.leader_id or 0, partition.number))
+    if leader is not None:
+        described.log_start_offset = max(leader.log_start_offset, described.log_start_offset)
+        described.high_watermark = max(leader.high_watermark, described.high_watermark)
+        described.size_bytes = leader.size_bytes
+    for node_id in state.replicas if state is not None else ():
+        assert state is not None
+        copy = facts.get((node_id, partition.number))
+        described.replicas.add(
+            node_id=node_id,
+            in_sync=node_id in state.isr,
+            eligible=node_id in state.elr,
+            reassigning=node_id in state.adding or node_id in state.removing,
+            end_offset=copy.end_offset if copy is not None else 0,
+            durable_end_offset=copy.durable_end_offset if copy is not None else 0,
+            unknown=copy is None,
         )
+    return described

@@ -1847,6 +1847,272 @@ func (x *CancelReassignmentsResponse) GetOutcomes() []*PartitionOutcome {
 	return nil
 }
 
+// Gives every node its share.
+type RebalanceClusterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes a second for each node. 0: the cluster's default.
+	ThrottleBytesPerSecond int64 `protobuf:"varint,1,opt,name=throttle_bytes_per_second,json=throttleBytesPerSecond,proto3" json:"throttle_bytes_per_second,omitempty"`
+	// True: only say what would move.
+	ValidateOnly bool `protobuf:"varint,2,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// True: topics from the days of fewer nodes also get as many replicas as a new one would, internal ones first.
+	RaiseReplication bool `protobuf:"varint,3,opt,name=raise_replication,json=raiseReplication,proto3" json:"raise_replication,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *RebalanceClusterRequest) Reset() {
+	*x = RebalanceClusterRequest{}
+	mi := &file_postbus_v1_cluster_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceClusterRequest) ProtoMessage() {}
+
+func (x *RebalanceClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_postbus_v1_cluster_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceClusterRequest.ProtoReflect.Descriptor instead.
+func (*RebalanceClusterRequest) Descriptor() ([]byte, []int) {
+	return file_postbus_v1_cluster_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RebalanceClusterRequest) GetThrottleBytesPerSecond() int64 {
+	if x != nil {
+		return x.ThrottleBytesPerSecond
+	}
+	return 0
+}
+
+func (x *RebalanceClusterRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *RebalanceClusterRequest) GetRaiseReplication() bool {
+	if x != nil {
+		return x.RaiseReplication
+	}
+	return false
+}
+
+// What moves.
+type RebalanceClusterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Moves that begin now, or would. Empty: all have their share.
+	Moves         []*PlannedMove `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceClusterResponse) Reset() {
+	*x = RebalanceClusterResponse{}
+	mi := &file_postbus_v1_cluster_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceClusterResponse) ProtoMessage() {}
+
+func (x *RebalanceClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_postbus_v1_cluster_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceClusterResponse.ProtoReflect.Descriptor instead.
+func (*RebalanceClusterResponse) Descriptor() ([]byte, []int) {
+	return file_postbus_v1_cluster_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RebalanceClusterResponse) GetMoves() []*PlannedMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+// A move that is planned.
+type PlannedMove struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which.
+	Partition *TopicPartition `protobuf:"bytes,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Nodes now, the preferred leader first.
+	OldReplicaNodeIds []int32 `protobuf:"varint,2,rep,packed,name=old_replica_node_ids,json=oldReplicaNodeIds,proto3" json:"old_replica_node_ids,omitempty"`
+	// Nodes then, the preferred leader first.
+	NewReplicaNodeIds []int32 `protobuf:"varint,3,rep,packed,name=new_replica_node_ids,json=newReplicaNodeIds,proto3" json:"new_replica_node_ids,omitempty"`
+	// Bytes to copy, for each node that is new. 0: not known.
+	SizeBytes     int64 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlannedMove) Reset() {
+	*x = PlannedMove{}
+	mi := &file_postbus_v1_cluster_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlannedMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlannedMove) ProtoMessage() {}
+
+func (x *PlannedMove) ProtoReflect() protoreflect.Message {
+	mi := &file_postbus_v1_cluster_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
+func (*PlannedMove) Descriptor() ([]byte, []int) {
+	return file_postbus_v1_cluster_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PlannedMove) GetPartition() *TopicPartition {
+	if x != nil {
+		return x.Partition
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetOldReplicaNodeIds() []int32 {
+	if x != nil {
+		return x.OldReplicaNodeIds
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetNewReplicaNodeIds() []int32 {
+	if x != nil {
+		return x.NewReplicaNodeIds
+	}
+	return nil
+}
+
+func (x *PlannedMove) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+// Forgets a node.
+type RemoveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which.
+	NodeId        int32 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_postbus_v1_cluster_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_postbus_v1_cluster_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_postbus_v1_cluster_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RemoveNodeRequest) GetNodeId() int32 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+// Done.
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_postbus_v1_cluster_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_postbus_v1_cluster_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_postbus_v1_cluster_proto_rawDescGZIP(), []int{35}
+}
+
 var File_postbus_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_postbus_v1_cluster_proto_rawDesc = "" +
@@ -1966,12 +2232,27 @@ const file_postbus_v1_cluster_proto_rawDesc = "" +
 	"partitions\x18\x01 \x03(\v2\x1a.postbus.v1.TopicPartitionR\n" +
 	"partitions\"W\n" +
 	"\x1bCancelReassignmentsResponse\x128\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x1c.postbus.v1.PartitionOutcomeR\boutcomes*n\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x1c.postbus.v1.PartitionOutcomeR\boutcomes\"\xa6\x01\n" +
+	"\x17RebalanceClusterRequest\x129\n" +
+	"\x19throttle_bytes_per_second\x18\x01 \x01(\x03R\x16throttleBytesPerSecond\x12#\n" +
+	"\rvalidate_only\x18\x02 \x01(\bR\fvalidateOnly\x12+\n" +
+	"\x11raise_replication\x18\x03 \x01(\bR\x10raiseReplication\"I\n" +
+	"\x18RebalanceClusterResponse\x12-\n" +
+	"\x05moves\x18\x01 \x03(\v2\x17.postbus.v1.PlannedMoveR\x05moves\"\xc8\x01\n" +
+	"\vPlannedMove\x128\n" +
+	"\tpartition\x18\x01 \x01(\v2\x1a.postbus.v1.TopicPartitionR\tpartition\x12/\n" +
+	"\x14old_replica_node_ids\x18\x02 \x03(\x05R\x11oldReplicaNodeIds\x12/\n" +
+	"\x14new_replica_node_ids\x18\x03 \x03(\x05R\x11newReplicaNodeIds\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x04 \x01(\x03R\tsizeBytes\",\n" +
+	"\x11RemoveNodeRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\"\x14\n" +
+	"\x12RemoveNodeResponse*n\n" +
 	"\tNodeState\x12\x1a\n" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11NODE_STATE_FENCED\x10\x01\x12\x15\n" +
 	"\x11NODE_STATE_ACTIVE\x10\x02\x12\x17\n" +
-	"\x13NODE_STATE_DRAINING\x10\x032\x97\b\n" +
+	"\x13NODE_STATE_DRAINING\x10\x032\xc3\t\n" +
 	"\x0eClusterService\x12N\n" +
 	"\vGetMetadata\x12\x1e.postbus.v1.GetMetadataRequest\x1a\x1f.postbus.v1.GetMetadataResponse\x12V\n" +
 	"\rWatchMetadata\x12 .postbus.v1.WatchMetadataRequest\x1a!.postbus.v1.WatchMetadataResponse0\x01\x12`\n" +
@@ -1984,7 +2265,10 @@ const file_postbus_v1_cluster_proto_rawDesc = "" +
 	"\fElectLeaders\x12\x1f.postbus.v1.ElectLeadersRequest\x1a .postbus.v1.ElectLeadersResponse\x12c\n" +
 	"\x12ReassignPartitions\x12%.postbus.v1.ReassignPartitionsRequest\x1a&.postbus.v1.ReassignPartitionsResponse\x12`\n" +
 	"\x11ListReassignments\x12$.postbus.v1.ListReassignmentsRequest\x1a%.postbus.v1.ListReassignmentsResponse\x12f\n" +
-	"\x13CancelReassignments\x12&.postbus.v1.CancelReassignmentsRequest\x1a'.postbus.v1.CancelReassignmentsResponseBD\n" +
+	"\x13CancelReassignments\x12&.postbus.v1.CancelReassignmentsRequest\x1a'.postbus.v1.CancelReassignmentsResponse\x12]\n" +
+	"\x10RebalanceCluster\x12#.postbus.v1.RebalanceClusterRequest\x1a$.postbus.v1.RebalanceClusterResponse\x12K\n" +
+	"\n" +
+	"RemoveNode\x12\x1d.postbus.v1.RemoveNodeRequest\x1a\x1e.postbus.v1.RemoveNodeResponseBD\n" +
 	"\x0edev.postbus.v1P\x01Z#postbus.dev/go/postbus/v1;postbusv1\xaa\x02\n" +
 	"Postbus.V1b\x06proto3"
 
@@ -2001,7 +2285,7 @@ func file_postbus_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_postbus_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_postbus_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_postbus_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_postbus_v1_cluster_proto_goTypes = []any{
 	(NodeState)(0),                      // 0: postbus.v1.NodeState
 	(*Node)(nil),                        // 1: postbus.v1.Node
@@ -2035,10 +2319,15 @@ var file_postbus_v1_cluster_proto_goTypes = []any{
 	(*ReassignmentProgress)(nil),        // 29: postbus.v1.ReassignmentProgress
 	(*CancelReassignmentsRequest)(nil),  // 30: postbus.v1.CancelReassignmentsRequest
 	(*CancelReassignmentsResponse)(nil), // 31: postbus.v1.CancelReassignmentsResponse
-	(Compression)(0),                    // 32: postbus.v1.Compression
-	(*durationpb.Duration)(nil),         // 33: google.protobuf.Duration
-	(*TopicPartition)(nil),              // 34: postbus.v1.TopicPartition
-	(*Failure)(nil),                     // 35: postbus.v1.Failure
+	(*RebalanceClusterRequest)(nil),     // 32: postbus.v1.RebalanceClusterRequest
+	(*RebalanceClusterResponse)(nil),    // 33: postbus.v1.RebalanceClusterResponse
+	(*PlannedMove)(nil),                 // 34: postbus.v1.PlannedMove
+	(*RemoveNodeRequest)(nil),           // 35: postbus.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),          // 36: postbus.v1.RemoveNodeResponse
+	(Compression)(0),                    // 37: postbus.v1.Compression
+	(*durationpb.Duration)(nil),         // 38: google.protobuf.Duration
+	(*TopicPartition)(nil),              // 39: postbus.v1.TopicPartition
+	(*Failure)(nil),                     // 40: postbus.v1.Failure
 }
 var file_postbus_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: postbus.v1.Node.state:type_name -> postbus.v1.NodeState
@@ -2047,49 +2336,55 @@ var file_postbus_v1_cluster_proto_depIdxs = []int32{
 	2,  // 3: postbus.v1.GetMetadataResponse.topics:type_name -> postbus.v1.TopicMetadata
 	1,  // 4: postbus.v1.WatchMetadataResponse.nodes:type_name -> postbus.v1.Node
 	2,  // 5: postbus.v1.WatchMetadataResponse.topics:type_name -> postbus.v1.TopicMetadata
-	32, // 6: postbus.v1.GetServerFeaturesResponse.compressions:type_name -> postbus.v1.Compression
+	37, // 6: postbus.v1.GetServerFeaturesResponse.compressions:type_name -> postbus.v1.Compression
 	12, // 7: postbus.v1.GetQuorumResponse.members:type_name -> postbus.v1.QuorumMember
-	33, // 8: postbus.v1.QuorumMember.silence:type_name -> google.protobuf.Duration
-	34, // 9: postbus.v1.ElectLeadersRequest.partitions:type_name -> postbus.v1.TopicPartition
+	38, // 8: postbus.v1.QuorumMember.silence:type_name -> google.protobuf.Duration
+	39, // 9: postbus.v1.ElectLeadersRequest.partitions:type_name -> postbus.v1.TopicPartition
 	23, // 10: postbus.v1.ElectLeadersResponse.outcomes:type_name -> postbus.v1.PartitionOutcome
-	34, // 11: postbus.v1.PartitionOutcome.partition:type_name -> postbus.v1.TopicPartition
-	35, // 12: postbus.v1.PartitionOutcome.failure:type_name -> postbus.v1.Failure
+	39, // 11: postbus.v1.PartitionOutcome.partition:type_name -> postbus.v1.TopicPartition
+	40, // 12: postbus.v1.PartitionOutcome.failure:type_name -> postbus.v1.Failure
 	25, // 13: postbus.v1.ReassignPartitionsRequest.reassignments:type_name -> postbus.v1.Reassignment
-	34, // 14: postbus.v1.Reassignment.partition:type_name -> postbus.v1.TopicPartition
+	39, // 14: postbus.v1.Reassignment.partition:type_name -> postbus.v1.TopicPartition
 	23, // 15: postbus.v1.ReassignPartitionsResponse.outcomes:type_name -> postbus.v1.PartitionOutcome
 	29, // 16: postbus.v1.ListReassignmentsResponse.reassignments:type_name -> postbus.v1.ReassignmentProgress
 	25, // 17: postbus.v1.ReassignmentProgress.target:type_name -> postbus.v1.Reassignment
-	34, // 18: postbus.v1.CancelReassignmentsRequest.partitions:type_name -> postbus.v1.TopicPartition
+	39, // 18: postbus.v1.CancelReassignmentsRequest.partitions:type_name -> postbus.v1.TopicPartition
 	23, // 19: postbus.v1.CancelReassignmentsResponse.outcomes:type_name -> postbus.v1.PartitionOutcome
-	4,  // 20: postbus.v1.ClusterService.GetMetadata:input_type -> postbus.v1.GetMetadataRequest
-	6,  // 21: postbus.v1.ClusterService.WatchMetadata:input_type -> postbus.v1.WatchMetadataRequest
-	8,  // 22: postbus.v1.ClusterService.GetServerFeatures:input_type -> postbus.v1.GetServerFeaturesRequest
-	10, // 23: postbus.v1.ClusterService.GetQuorum:input_type -> postbus.v1.GetQuorumRequest
-	13, // 24: postbus.v1.ClusterService.AddVoter:input_type -> postbus.v1.AddVoterRequest
-	15, // 25: postbus.v1.ClusterService.RemoveVoter:input_type -> postbus.v1.RemoveVoterRequest
-	17, // 26: postbus.v1.ClusterService.DrainNode:input_type -> postbus.v1.DrainNodeRequest
-	19, // 27: postbus.v1.ClusterService.UndrainNode:input_type -> postbus.v1.UndrainNodeRequest
-	21, // 28: postbus.v1.ClusterService.ElectLeaders:input_type -> postbus.v1.ElectLeadersRequest
-	24, // 29: postbus.v1.ClusterService.ReassignPartitions:input_type -> postbus.v1.ReassignPartitionsRequest
-	27, // 30: postbus.v1.ClusterService.ListReassignments:input_type -> postbus.v1.ListReassignmentsRequest
-	30, // 31: postbus.v1.ClusterService.CancelReassignments:input_type -> postbus.v1.CancelReassignmentsRequest
-	5,  // 32: postbus.v1.ClusterService.GetMetadata:output_type -> postbus.v1.GetMetadataResponse
-	7,  // 33: postbus.v1.ClusterService.WatchMetadata:output_type -> postbus.v1.WatchMetadataResponse
-	9,  // 34: postbus.v1.ClusterService.GetServerFeatures:output_type -> postbus.v1.GetServerFeaturesResponse
-	11, // 35: postbus.v1.ClusterService.GetQuorum:output_type -> postbus.v1.GetQuorumResponse
-	14, // 36: postbus.v1.ClusterService.AddVoter:output_type -> postbus.v1.AddVoterResponse
-	16, // 37: postbus.v1.ClusterService.RemoveVoter:output_type -> postbus.v1.RemoveVoterResponse
-	18, // 38: postbus.v1.ClusterService.DrainNode:output_type -> postbus.v1.DrainNodeResponse
-	20, // 39: postbus.v1.ClusterService.UndrainNode:output_type -> postbus.v1.UndrainNodeResponse
-	22, // 40: postbus.v1.ClusterService.ElectLeaders:output_type -> postbus.v1.ElectLeadersResponse
-	26, // 41: postbus.v1.ClusterService.ReassignPartitions:output_type -> postbus.v1.ReassignPartitionsResponse
-	28, // 42: postbus.v1.ClusterService.ListReassignments:output_type -> postbus.v1.ListReassignmentsResponse
-	31, // 43: postbus.v1.ClusterService.CancelReassignments:output_type -> postbus.v1.CancelReassignmentsResponse
-	32, // [32:44] is the sub-list for method output_type
-	20, // [20:32] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	34, // 20: postbus.v1.RebalanceClusterResponse.moves:type_name -> postbus.v1.PlannedMove
+	39, // 21: postbus.v1.PlannedMove.partition:type_name -> postbus.v1.TopicPartition
+	4,  // 22: postbus.v1.ClusterService.GetMetadata:input_type -> postbus.v1.GetMetadataRequest
+	6,  // 23: postbus.v1.ClusterService.WatchMetadata:input_type -> postbus.v1.WatchMetadataRequest
+	8,  // 24: postbus.v1.ClusterService.GetServerFeatures:input_type -> postbus.v1.GetServerFeaturesRequest
+	10, // 25: postbus.v1.ClusterService.GetQuorum:input_type -> postbus.v1.GetQuorumRequest
+	13, // 26: postbus.v1.ClusterService.AddVoter:input_type -> postbus.v1.AddVoterRequest
+	15, // 27: postbus.v1.ClusterService.RemoveVoter:input_type -> postbus.v1.RemoveVoterRequest
+	17, // 28: postbus.v1.ClusterService.DrainNode:input_type -> postbus.v1.DrainNodeRequest
+	19, // 29: postbus.v1.ClusterService.UndrainNode:input_type -> postbus.v1.UndrainNodeRequest
+	21, // 30: postbus.v1.ClusterService.ElectLeaders:input_type -> postbus.v1.ElectLeadersRequest
+	24, // 31: postbus.v1.ClusterService.ReassignPartitions:input_type -> postbus.v1.ReassignPartitionsRequest
+	27, // 32: postbus.v1.ClusterService.ListReassignments:input_type -> postbus.v1.ListReassignmentsRequest
+	30, // 33: postbus.v1.ClusterService.CancelReassignments:input_type -> postbus.v1.CancelReassignmentsRequest
+	32, // 34: postbus.v1.ClusterService.RebalanceCluster:input_type -> postbus.v1.RebalanceClusterRequest
+	35, // 35: postbus.v1.ClusterService.RemoveNode:input_type -> postbus.v1.RemoveNodeRequest
+	5,  // 36: postbus.v1.ClusterService.GetMetadata:output_type -> postbus.v1.GetMetadataResponse
+	7,  // 37: postbus.v1.ClusterService.WatchMetadata:output_type -> postbus.v1.WatchMetadataResponse
+	9,  // 38: postbus.v1.ClusterService.GetServerFeatures:output_type -> postbus.v1.GetServerFeaturesResponse
+	11, // 39: postbus.v1.ClusterService.GetQuorum:output_type -> postbus.v1.GetQuorumResponse
+	14, // 40: postbus.v1.ClusterService.AddVoter:output_type -> postbus.v1.AddVoterResponse
+	16, // 41: postbus.v1.ClusterService.RemoveVoter:output_type -> postbus.v1.RemoveVoterResponse
+	18, // 42: postbus.v1.ClusterService.DrainNode:output_type -> postbus.v1.DrainNodeResponse
+	20, // 43: postbus.v1.ClusterService.UndrainNode:output_type -> postbus.v1.UndrainNodeResponse
+	22, // 44: postbus.v1.ClusterService.ElectLeaders:output_type -> postbus.v1.ElectLeadersResponse
+	26, // 45: postbus.v1.ClusterService.ReassignPartitions:output_type -> postbus.v1.ReassignPartitionsResponse
+	28, // 46: postbus.v1.ClusterService.ListReassignments:output_type -> postbus.v1.ListReassignmentsResponse
+	31, // 47: postbus.v1.ClusterService.CancelReassignments:output_type -> postbus.v1.CancelReassignmentsResponse
+	33, // 48: postbus.v1.ClusterService.RebalanceCluster:output_type -> postbus.v1.RebalanceClusterResponse
+	36, // 49: postbus.v1.ClusterService.RemoveNode:output_type -> postbus.v1.RemoveNodeResponse
+	36, // [36:50] is the sub-list for method output_type
+	22, // [22:36] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_postbus_v1_cluster_proto_init() }
@@ -2109,7 +2404,7 @@ func file_postbus_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_postbus_v1_cluster_proto_rawDesc), len(file_postbus_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

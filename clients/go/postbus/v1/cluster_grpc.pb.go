@@ -31,6 +31,8 @@ const (
 	ClusterService_ReassignPartitions_FullMethodName  = "/postbus.v1.ClusterService/ReassignPartitions"
 	ClusterService_ListReassignments_FullMethodName   = "/postbus.v1.ClusterService/ListReassignments"
 	ClusterService_CancelReassignments_FullMethodName = "/postbus.v1.ClusterService/CancelReassignments"
+	ClusterService_RebalanceCluster_FullMethodName    = "/postbus.v1.ClusterService/RebalanceCluster"
+	ClusterService_RemoveNode_FullMethodName          = "/postbus.v1.ClusterService/RemoveNode"
 )
 
 // ClusterServiceClient is the client API for ClusterService service.
@@ -63,6 +65,10 @@ type ClusterServiceClient interface {
 	ListReassignments(ctx context.Context, in *ListReassignmentsRequest, opts ...grpc.CallOption) (*ListReassignmentsResponse, error)
 	// Stops moves and goes back.
 	CancelReassignments(ctx context.Context, in *CancelReassignmentsRequest, opts ...grpc.CallOption) (*CancelReassignmentsResponse, error)
+	// Gives every node its share of replicas and leaders.
+	RebalanceCluster(ctx context.Context, in *RebalanceClusterRequest, opts ...grpc.CallOption) (*RebalanceClusterResponse, error)
+	// Forgets a node that is drained and stopped.
+	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 }
 
 type clusterServiceClient struct {
@@ -202,6 +208,26 @@ func (c *clusterServiceClient) CancelReassignments(ctx context.Context, in *Canc
 	return out, nil
 }
 
+func (c *clusterServiceClient) RebalanceCluster(ctx context.Context, in *RebalanceClusterRequest, opts ...grpc.CallOption) (*RebalanceClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RebalanceClusterResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RebalanceCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RemoveNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServiceServer is the server API for ClusterService service.
 // All implementations must embed UnimplementedClusterServiceServer
 // for forward compatibility.
@@ -232,6 +258,10 @@ type ClusterServiceServer interface {
 	ListReassignments(context.Context, *ListReassignmentsRequest) (*ListReassignmentsResponse, error)
 	// Stops moves and goes back.
 	CancelReassignments(context.Context, *CancelReassignmentsRequest) (*CancelReassignmentsResponse, error)
+	// Gives every node its share of replicas and leaders.
+	RebalanceCluster(context.Context, *RebalanceClusterRequest) (*RebalanceClusterResponse, error)
+	// Forgets a node that is drained and stopped.
+	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	mustEmbedUnimplementedClusterServiceServer()
 }
 
@@ -277,6 +307,12 @@ func (UnimplementedClusterServiceServer) ListReassignments(context.Context, *Lis
 }
 func (UnimplementedClusterServiceServer) CancelReassignments(context.Context, *CancelReassignmentsRequest) (*CancelReassignmentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelReassignments not implemented")
+}
+func (UnimplementedClusterServiceServer) RebalanceCluster(context.Context, *RebalanceClusterRequest) (*RebalanceClusterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RebalanceCluster not implemented")
+}
+func (UnimplementedClusterServiceServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
 }
 func (UnimplementedClusterServiceServer) mustEmbedUnimplementedClusterServiceServer() {}
 func (UnimplementedClusterServiceServer) testEmbeddedByValue()                        {}
@@ -508,6 +544,42 @@ func _ClusterService_CancelReassignments_Handler(srv interface{}, ctx context.Co
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_RebalanceCluster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RebalanceClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RebalanceCluster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RebalanceCluster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RebalanceCluster(ctx, req.(*RebalanceClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RemoveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RemoveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RemoveNode(ctx, req.(*RemoveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClusterService_ServiceDesc is the grpc.ServiceDesc for ClusterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -558,6 +630,14 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CancelReassignments",
 			Handler:    _ClusterService_CancelReassignments_Handler,
+		},
+		{
+			MethodName: "RebalanceCluster",
+			Handler:    _ClusterService_RebalanceCluster_Handler,
+		},
+		{
+			MethodName: "RemoveNode",
+			Handler:    _ClusterService_RemoveNode_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

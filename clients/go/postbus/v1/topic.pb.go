@@ -1291,8 +1291,10 @@ type ReplicaDescription struct {
 	EndOffset int64 `protobuf:"varint,5,opt,name=end_offset,json=endOffset,proto3" json:"end_offset,omitempty"`
 	// The same, fsynced.
 	DurableEndOffset int64 `protobuf:"varint,6,opt,name=durable_end_offset,json=durableEndOffset,proto3" json:"durable_end_offset,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// True: the node did not answer, so that its offsets are not known.
+	Unknown       bool `protobuf:"varint,7,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReplicaDescription) Reset() {
@@ -1365,6 +1367,13 @@ func (x *ReplicaDescription) GetDurableEndOffset() int64 {
 		return x.DurableEndOffset
 	}
 	return 0
+}
+
+func (x *ReplicaDescription) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
 }
 
 // Deletes records.
@@ -1837,7 +1846,7 @@ const file_postbus_v1_topic_proto_rawDesc = "" +
 	"\x0ehigh_watermark\x18\x06 \x01(\x03R\rhighWatermark\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\a \x01(\x03R\tsizeBytesB\x11\n" +
-	"\x0f_leader_node_id\"\xd1\x01\n" +
+	"\x0f_leader_node_id\"\xeb\x01\n" +
 	"\x12ReplicaDescription\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x17\n" +
 	"\ain_sync\x18\x02 \x01(\bR\x06inSync\x12\x1a\n" +
@@ -1845,7 +1854,8 @@ const file_postbus_v1_topic_proto_rawDesc = "" +
 	"\vreassigning\x18\x04 \x01(\bR\vreassigning\x12\x1d\n" +
 	"\n" +
 	"end_offset\x18\x05 \x01(\x03R\tendOffset\x12,\n" +
-	"\x12durable_end_offset\x18\x06 \x01(\x03R\x10durableEndOffset\"\x7f\n" +
+	"\x12durable_end_offset\x18\x06 \x01(\x03R\x10durableEndOffset\x12\x18\n" +
+	"\aunknown\x18\a \x01(\bR\aunknown\"\x7f\n" +
 	"\x14DeleteRecordsRequest\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1e\n" +
 	"\n" +

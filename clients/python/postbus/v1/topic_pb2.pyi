@@ -235,20 +235,22 @@ class PartitionDescription(_message.Message):
     def __init__(self, partition: _Optional[int] = ..., leader_node_id: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaDescription, _Mapping]]] = ..., log_start_offset: _Optional[int] = ..., high_watermark: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class ReplicaDescription(_message.Message):
-    __slots__ = ("node_id", "in_sync", "eligible", "reassigning", "end_offset", "durable_end_offset")
+    __slots__ = ("node_id", "in_sync", "eligible", "reassigning", "end_offset", "durable_end_offset", "unknown")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     IN_SYNC_FIELD_NUMBER: _ClassVar[int]
     ELIGIBLE_FIELD_NUMBER: _ClassVar[int]
     REASSIGNING_FIELD_NUMBER: _ClassVar[int]
     END_OFFSET_FIELD_NUMBER: _ClassVar[int]
     DURABLE_END_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     in_sync: bool
     eligible: bool
     reassigning: bool
     end_offset: int
     durable_end_offset: int
-    def __init__(self, node_id: _Optional[int] = ..., in_sync: bool = ..., eligible: bool = ..., reassigning: bool = ..., end_offset: _Optional[int] = ..., durable_end_offset: _Optional[int] = ...) -> None: ...
+    unknown: bool
+    def __init__(self, node_id: _Optional[int] = ..., in_sync: bool = ..., eligible: bool = ..., reassigning: bool = ..., end_offset: _Optional[int] = ..., durable_end_offset: _Optional[int] = ..., unknown: bool = ...) -> None: ...
 
 class DeleteRecordsRequest(_message.Message):
     __slots__ = ("topic", "partitions", "before")
