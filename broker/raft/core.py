@@ -147,6 +147,7 @@ class RaftCore:
 
     def propose(self, data: bytes) -> int:
         """Appends an entry; its index. It may still be lost: watch what is committed. Raises RaftRefused."""
+        assert data, "nothing is what a no-op holds"
         self._check_leads()
         if len(data) > self._settings.entry_bytes_max:
             raise EntryTooLarge(f"an entry of {len(data)} bytes; the most is {self._settings.entry_bytes_max}")
@@ -643,8 +644,8 @@ class RaftCore:
     # --- Newcomers.
 
     def _greet(self) -> None:
-        """A node without a seat, or in a cluster without an entry, says that it is there."""
-        if (self.fresh or not self.is_member) and not self._hears_a_leader():
+        """A node that hears no leader and can't become one says that it is there, and keeps its links up."""
+        if (self.fresh or not self.may_campaign) and not self._hears_a_leader():
             for node_id in self._known_peers:
                 self._send_to(node_id, Greeting(self.me))
 

@@ -96,6 +96,7 @@ class RaftLog:
 
         Skips a whole term in one exchange (Raft dissertation, section 5.3; as etcd's findConflictByTerm).
         """
+        index = min(index, self.last_index)
         while index > self._offset:
             found = self.term_at(index)
             if found is not None and found <= term:

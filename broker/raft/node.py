@@ -102,6 +102,7 @@ class RaftNode:
         self._tick_handle: asyncio.Handle | None = None
         self._campaign_handle: asyncio.Handle | None = None
         self._told_leader = 0
+        self._warned: set[PeerId] = set()  # once each: a stranger must not fill the log
         self._running = False
         transport.add_lost_listener(self.on_peer_lost)
 
@@ -165,6 +166,7 @@ class RaftNode:
                 handle.cancel()
         if self._leading is not None:
             self._stop_leading()
+        self._answer_transfers(moved=False)
 
     # --- On the leader.
 
@@ -238,11 +240,12 @@ class RaftNode:
             return
         try:
             message = decode_message(data, cluster_id=self._cluster_id, node_id=self.me.node_id)
+            if message.sender != peer:
+                raise Undecodable(f"a message of {message.sender} on a link from {peer}")
         except Undecodable as error:
-            log.warning("raft message dropped", peer=peer.node_id, why=str(error))
-            return
-        if message.sender != peer:
-            log.warning("raft message dropped", peer=peer.node_id, why=f"it says to be from {message.sender}")
+            if peer not in self._warned:
+                self._warned.add(peer)
+                log.warning("raft message dropped", peer=peer.node_id, why=str(error))
             return
         self._core.step(message)
         self._poke()
@@ -253,16 +256,19 @@ class RaftNode:
         if self._leading is not None and (core.role is not Role.LEADER or core.term != self._leading):
             self._stop_leading()
         if self._transfers and (core.role is not Role.LEADER or not core.transferee):
-            transfers, self._transfers = self._transfers, []
-            for done in transfers:
-                if not done.done():
-                    done.set_result(core.role is not Role.LEADER)
+            self._answer_transfers(moved=core.role is not Role.LEADER)
         if core.leader_id != self._told_leader:
             self._told_leader = core.leader_id
             log.info("raft leader", leader_id=core.leader_id or None, term=core.term)
         if self._flush_handle is None and self._running:
             # What else comes in this turn of the loop shares one write and one message a peer.
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+
+    def _answer_transfers(self, *, moved: bool) -> None:
+        transfers, self._transfers = self._transfers, []
+        for done in transfers:
+            if not done.done():
+                done.set_result(moved)
 
     def _stop_leading(self) -> None:
         self._leading = None

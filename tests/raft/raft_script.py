@@ -253,9 +253,7 @@ class Script:
 
     def do_crash(self, node_id: str) -> None:
         self.nodes[int(node_id)].core = None
-        self.wire = deque(
-            message for message in self.wire if int(node_id) not in (message.to, message.sender.node_id)
-        )
+        self.wire = deque(message for message in self.wire if int(node_id) not in (message.to, message.sender.node_id))
 
     def do_restart(self, node_id: str) -> None:
         self.nodes[int(node_id)].start()
@@ -310,7 +308,9 @@ class Script:
 
     def do_log(self, node_id: str) -> None:
         log = self.core(node_id).log
-        self.tell(" | ".join(f"{shown(entry)} t{entry.term}" for entry in log.entries(log.first_index, bytes_max=1 << 30)))
+        self.tell(
+            " | ".join(f"{shown(entry)} t{entry.term}" for entry in log.entries(log.first_index, bytes_max=1 << 30))
+        )
 
     def do_set(self, name: str, value: str) -> None:
         self.settings = dataclasses.replace(self.settings, **{name: int(value)})
