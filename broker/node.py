@@ -1,44 +1,46 @@
 """One node: the only place that builds things and hands them to each other.
 
-Starts in the order of the layers and stops in the opposite one: first nobody new is let in, then those inside are
-told and given time, then what was decided becomes durable, then files close.
+Starts in the order of the layers and stops in the opposite one: first others take over what this node leads, then
+nobody new is let in, then those inside are told and given time, then what was decided becomes durable, then files
+close. What needs no sockets is put together in `bus`.
 """
 
 import asyncio
 import contextlib
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from random import Random, SystemRandom
 from typing import Any, Final
 
 import grpc
 import structlog
-from postbus.v1 import topic_pb2
 
 from broker import __version__
+from broker.bus import Bus, BusSettings
 from broker.clock import Clock, SystemClock
 from broker.config import Settings
-from broker.controller import metadata_log
-from broker.controller.decisions import AdoptLogs, CreateCluster, CreateTopic, Rules
-from broker.controller.metadata_log import MetadataLog
-from broker.controller.producer_ids import ProducerIds
-from broker.controller.state import ClusterState, difference
+from broker.controller.controller import ControllerSettings
+from broker.controller.metadata_log import MetadataLogSettings
+from broker.controller.session import SessionSettings
+from broker.controller.state import NOBODY, ClusterState, difference
 from broker.controller.topic_config import TopicDefaults
-from broker.errors import invalid_field
-from broker.groups.coordinator import GroupCoordinator
 from broker.groups.driver import CoordinatorSettings
 from broker.http import HttpServer, Readiness
-from broker.replication.partitions import Partitions
+from broker.peers.calls import CallsSettings
+from broker.peers.grpc_transport import GrpcTransport, PeerAddressInUse, PeerSettings
+from broker.peers.identity import Identity as PeerIdentity
+from broker.peers.links import PeerId
+from broker.raft.messages import RaftSettings
+from broker.replication.leader import IsrSettings
+from broker.replication.settings import ReplicationSettings
 from broker.services.adapter import Adapter
 from broker.services.admission import Admission, AdmissionSettings
 from broker.services.cluster import ClusterService, NodeFacts
-from broker.services.group_topics import GroupTopics
 from broker.services.groups import GroupService
 from broker.services.publisher import PublisherService, PublisherSettings
-from broker.services.publishing import Publishing
 from broker.services.registration import Health, enable_reflection, register
 from broker.services.subscribe_start import SubscriberSettings
 from broker.services.subscriber import SubscriberService
@@ -56,9 +58,9 @@ from broker.telemetry import (
 
 log = structlog.get_logger(__name__)
 
-GROUPS_TOPIC: Final = "__groups"
 FATAL_EXIT_CODE: Final = 70
-PRODUCER_EPOCH_MAX: Final = 2**31 - 1
+READY_CHECK_S: Final = 0.01
+NOT_READY_LOG_S: Final = 5.0
 
 
 class AddressInUse(Exception):  # noqa: N818 - named for what happened
@@ -71,6 +73,7 @@ class Started:
 
     client_port: int
     http_port: int | None
+    peer_port: int | None
     seconds: float
     recovery: RecoveryReport
     topics: int
@@ -79,7 +82,7 @@ class Started:
 
 
 class Node:
-    """A whole bus in one process."""
+    """A whole bus in one process, or one of several that are."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self._settings = settings
@@ -90,12 +93,15 @@ class Node:
         self._endpoint = ""
         self._store: LogStore
         self._stack = contextlib.AsyncExitStack()
-        self._sampler: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     # --- start ---
 
     async def start(self) -> Started:
-        """Opens the data and serves. Raises storage's errors or AddressInUse; nothing is open then."""
+        """Opens the data and serves; returns once the node is ready. Raises storage's errors or AddressInUse.
+
+        Nothing is open then, nor when it is cancelled.
+        """
         begin = time.monotonic()
         try:
             return await self._start(begin)
@@ -105,131 +111,103 @@ class Node:
 
     async def _start(self, begin: float) -> Started:
         settings = self._settings
+        is_clustered = settings.peer_port_wanted is not None
         store = self._store = await LogStore.open(
             settings.data_dir,
             storage_settings(settings),
             self._clock,
             self._fatal,
+            node_id=settings.node_id,
+            cluster_id=settings.cluster_id,
             on_maintenance_error=lambda error: log.warning("maintenance_failure", error=str(error)),
         )
         self._stack.push_async_callback(store.close)
+        for loss in store.recovery.losses:
+            log.error("data_lost", loss=str(loss), action="the other nodes have it; this one refills")
+        loaded = await asyncio.to_thread(Bus.load, store)
+        client_port = self._bind_clients()
+        transport = None
+        if is_clustered:
+            identity = PeerIdentity(store.identity.cluster_id, PeerId(settings.node_id, store.identity.store_id))
+            transport = GrpcTransport(
+                identity,
+                clock=self._clock,
+                settings=PeerSettings(
+                    ping_s=settings.peer_ping_seconds, ping_timeout_s=settings.peer_ping_timeout_seconds
+                ),
+            )
         defaults = TopicDefaults.of(settings)
-        loaded = await asyncio.to_thread(metadata_log.load, store.meta.engine)
-        self._metadata_log = MetadataLog(
-            loaded,
-            store.meta.committer,
-            rules=Rules(defaults=defaults, partitions_max=settings.partitions_max),
-            snapshot_records=settings.metadata_snapshot_records,
+        bus = self._bus = Bus(
+            bus_settings(settings, defaults, client_endpoint=self._endpoint),
+            store=store,
+            loaded=loaded,
+            transport=transport,
+            clock=self._clock,
+            random=Random(SystemRandom().getrandbits(128)),
+            on_fatal=self._fatal,
+            published=lambda topic, records, size: self.metrics.topic(topic).published(records, size),
         )
-        self._stack.push_async_callback(self._metadata_log.close)
-        await self._bootstrap()
-        self._partitions = Partitions(store=store, clock=self._clock, defaults=defaults)
-        self._partitions.follow(ClusterState(), self._metadata_log.state)
-        self._delete_orphans()
-        await self._start_groups()
+        self._stack.push_async_callback(bus.close)
         self._make_services(defaults)
-        self._metadata_log.add_listener(self._followed)
-        client_port = await self._serve_grpc()
+        bus.add_image_listener(self._followed)
+        peer_port = None
+        if transport is not None:
+            assert settings.peer_port_wanted is not None
+            try:
+                peer_port = await transport.start(settings.host, settings.peer_port_wanted)
+            except PeerAddressInUse as error:
+                raise AddressInUse(
+                    f"cannot listen on {settings.host}:{settings.peer_port_wanted} for other nodes: another process"
+                    " does, or the address is not this machine's; choose another with --peer-port or --host"
+                ) from error
+            self._stack.push_async_callback(transport.stop)
         http_port = await self._serve_http()
+        await self._serve_clients()
+        bus.start()
         self._lag.start()
         self._stack.push_async_callback(self._lag.stop)
-        self._sampler = asyncio.create_task(self._sample())
+        self._tasks.append(asyncio.create_task(self._sample()))
         self._watch_metrics()
-        await self._health.set(serving=True)
+        await self._until_ready()
         self._ready = Readiness(True)
+        await self._health.set(serving=True)
         return Started(
             client_port=client_port,
             http_port=http_port,
+            peer_port=peer_port,
             seconds=time.monotonic() - begin,
             recovery=store.recovery,
-            topics=sum(1 for _ in self._partitions),
-            partitions=sum(len(led.partitions) for led in self._partitions),
+            topics=sum(not topic.internal for topic in bus.partitions),
+            partitions=sum(len(topic.partitions) for topic in bus.partitions if not topic.internal),
             records=sum(
                 partition.high_watermark - partition.log.log_start_offset
-                for led in self._partitions
-                for partition in led.partitions
+                for topic in bus.partitions
+                if not topic.internal
+                for partition in topic.partitions
+                if partition.local is not None
             ),
         )
 
-    async def _bootstrap(self) -> None:
-        """The first start of all makes the cluster and its internal topic."""
-        now_us = self._clock.wall_us()
-        if not self._metadata_log.state.cluster_id:
-            await self._metadata_log.execute(CreateCluster(cluster_id=secrets.token_hex(11), now_us=now_us))
-        await self._adopt_logs(now_us)
-        if GROUPS_TOPIC not in self._metadata_log.state.topics:
-            for_ever = topic_pb2.TopicConfig()
-            for_ever.retention_time.seconds = 0
-            await self._metadata_log.execute(
-                CreateTopic(
-                    name=GROUPS_TOPIC,
-                    topic_id=secrets.token_hex(16),
-                    now_us=now_us,
-                    partition_count=1,
-                    config=for_ever,
-                    internal=True,
-                )
-            )
-
-    async def _adopt_logs(self, now_us: int) -> None:
-        """Logs whose numbers were never handed out are what is left after the metadata was lost: they stay."""
-        unknown = [log_id for log_id in self._store.log_ids() if log_id >= self._metadata_log.state.next_log_id]
-        if unknown:
-            topic_ids = {log_id: secrets.token_hex(16) for log_id in unknown}
-            await self._metadata_log.execute(AdoptLogs(topic_ids=topic_ids, now_us=now_us))
-            log.warning(
-                "logs_adopted",
-                count=len(unknown),
-                why="the metadata that named their topics was lost",
-                action="each is a topic recovered-<number> now; read what you need, then delete it",
-            )
-
-    def _delete_orphans(self) -> None:
-        """A crash may come between the end of a topic and that of its logs."""
-        known = {log_id for topic in self._metadata_log.state.topics.values() for log_id in topic.log_ids}
-        for log_id in self._store.log_ids():
-            if log_id not in known:
-                self._store.delete_log(log_id)
-
-    async def _start_groups(self) -> None:
-        settings = self._settings
-        groups_log = self._store.create_log(self._metadata_log.state.topics[GROUPS_TOPIC].log_ids[0])
-        # Committed offsets are what lets retention and subscribers make progress when the disk is nearly full.
-        groups_log.may_use_reserve = True
-        self._coordinator = GroupCoordinator(
-            groups_log,
-            GroupTopics(self._partitions, self._clock),
-            clock=self._clock,
-            call_later=asyncio.get_running_loop().call_later,
-            settings=CoordinatorSettings(
-                member_resume_ms=_ms(settings.member_resume_seconds),
-                member_resume_after_restart_ms=_ms(settings.member_resume_after_node_loss_seconds),
-                static_member_timeout_ms=_ms(settings.static_member_timeout_seconds),
-                session_timeout_ms=_ms(settings.session_timeout_seconds),
-                processing_timeout_ms_max=_ms(settings.processing_timeout_seconds_max),
-                offset_retention_us=_us(settings.offset_retention_seconds),
-                group_members_max=settings.group_members_max,
-                groups_max=settings.groups_max,
-            ),
-            node_id=settings.node_id,
-        )
-        await self._coordinator.start()
-        self._stack.push_async_callback(self._coordinator.close)
+    async def _until_ready(self) -> None:
+        """The controller counts on this node, and it is in sync. Nobody is let wait without a word."""
+        told, tell_at = "", self._clock.monotonic() + NOT_READY_LOG_S
+        while why := self._bus.not_ready:
+            self._ready = Readiness(False, why)
+            now = self._clock.monotonic()
+            if now >= tell_at and why != told:
+                log.warning("node_not_ready", why=why)
+                told, tell_at = why, now + NOT_READY_LOG_S
+            await asyncio.sleep(READY_CHECK_S)
+        await self._bus.coordinators.settled()
 
     def _make_services(self, defaults: TopicDefaults) -> None:
-        settings, clock = self._settings, self._clock
-        self._producer_ids = ProducerIds(self._metadata_log)
+        settings, clock, bus = self._settings, self._clock, self._bus
         self._publisher = PublisherService(
-            publishing=Publishing(
-                partitions=self._partitions,
-                clock=clock,
-                batch_records_max=settings.batch_records_max,
-                producer_exists=self._producer_ids.handed_out,
-            ),
+            publishing=bus.publishing,
+            forwarding=bus.forwarding,
             has_room=lambda: self._store.committer.has_room,
             wait_for_room=self._store.wait_for_room,
-            init_producer=self._init_producer,
-            published=lambda topic, records, size: self.metrics.topic(topic).published(records, size),
+            init_producer=bus.init_producer,
             answered=lambda code, seconds: self.metrics.request("PublisherService/PublishStream", code, seconds),
             clock=clock,
             settings=PublisherSettings(
@@ -241,7 +219,7 @@ class Node:
         )
         self._subscriber = SubscriberService(
             Surroundings(
-                partitions=self._partitions,
+                partitions=bus.partitions,
                 clock=clock,
                 settings=SubscriberSettings(
                     node_id=settings.node_id,
@@ -255,35 +233,42 @@ class Node:
                 ),
                 delivered=lambda topic, records, size: self.metrics.topic(topic).delivered(records, size),
             ),
-            coordinator=self._coordinator,
+            coordinator=bus.groups,
         )
         self._topics = TopicService(
-            metadata_log=self._metadata_log,
-            partitions=self._partitions,
-            barrier=self._store.barrier,
+            metadata_log=bus.metadata_log,
+            partitions=bus.partitions,
+            client=bus.partition_client,
             clock=clock,
+            random=Random(SystemRandom().getrandbits(128)),
             defaults=defaults,
-            node_id=settings.node_id,
         )
         self._groups = GroupService(
-            coordinator=self._coordinator,
-            partitions=self._partitions,
+            coordinator=bus.groups,
+            partitions=bus.partitions,
+            clock=clock,
             node_id=settings.node_id,
             heartbeat_wait_s=settings.heartbeat_interval_seconds,
             session_timeout_s=settings.session_timeout_seconds,
             processing_timeout_s=settings.processing_timeout_seconds,
         )
+        self._cluster = ClusterService(
+            metadata_log=bus.metadata_log,
+            quorum=bus.raft,
+            voters=bus.controller,
+            calls=bus.calls,
+            client=bus.partition_client,
+            facts=NodeFacts(
+                node_id=settings.node_id,
+                version=__version__,
+                record_bytes_max=settings.record_bytes_max,
+                batch_bytes_max=settings.batch_bytes_max,
+                message_receive_bytes_max=settings.message_receive_bytes_max,
+            ),
+        )
 
-    async def _init_producer(self, producer_id: int, epoch: int) -> tuple[int, int]:
-        if not producer_id:
-            return await self._producer_ids.take(), 0
-        if not self._producer_ids.handed_out(producer_id):
-            raise invalid_field("id", f"{producer_id} was never handed out; 0 asks for a new id")
-        if epoch >= PRODUCER_EPOCH_MAX:
-            raise invalid_field("epoch", f"{epoch} is the last one; ask for a new id")
-        return producer_id, epoch + 1
-
-    async def _serve_grpc(self) -> int:
+    def _bind_clients(self) -> int:
+        """Takes the client port, so that it can be told; nobody is served before `_serve_clients`."""
         settings = self._settings
         server = self._server = grpc.aio.server(
             interceptors=(
@@ -310,20 +295,11 @@ class Node:
                 " this machine's; choose another with --client-port or --host"
             )
         self._endpoint = settings.endpoint(port)
-        self._cluster = ClusterService(
-            metadata_log=self._metadata_log,
-            facts=NodeFacts(
-                node_id=settings.node_id,
-                endpoint=self._endpoint,
-                rack=settings.rack,
-                version=__version__,
-                record_bytes_max=settings.record_bytes_max,
-                batch_bytes_max=settings.batch_bytes_max,
-                message_receive_bytes_max=settings.message_receive_bytes_max,
-            ),
-        )
+        return port
+
+    async def _serve_clients(self) -> None:
         register(
-            server,
+            self._server,
             Adapter(observe=self.metrics.request),
             publisher=self._publisher,
             subscriber=self._subscriber,
@@ -331,12 +307,12 @@ class Node:
             groups=self._groups,
             cluster=self._cluster,
         )
-        self._health = Health(server)
-        enable_reflection(server)
-        await server.start()
+        self._health = Health(self._server)
+        enable_reflection(self._server)
+        await self._health.set(serving=False)
+        await self._server.start()
         # With a grace, clients are told by a GOAWAY that cancels nothing; without calls it takes no time.
-        self._stack.push_async_callback(server.stop, 0.5)
-        return port
+        self._stack.push_async_callback(self._server.stop, 0.5)
 
     async def _serve_http(self) -> int | None:
         if self._settings.http_port is None:
@@ -361,16 +337,12 @@ class Node:
     # --- life ---
 
     def _followed(self, old: ClusterState, new: ClusterState) -> None:
-        """The cluster's image changed: partitions first, then who reads them."""
-        self._partitions.follow(old, new)
+        """The cluster's image changed, and partitions and groups have followed: those who read them are next."""
         changes = difference(old, new)
-        self._coordinator.topics_changed(
-            deleted=[topic.topic_id for topic in changes.deleted],
-            changed=[topic.name for topic in changes.created] + [topic.name for _, topic in changes.changed],
-        )
         for topic in changes.deleted:
             self.metrics.forget_topic(topic.name)
-        self._subscriber.topics_changed()
+        if changes.created or changes.deleted or changes.changed:
+            self._subscriber.topics_changed()
         self._cluster.changed()
 
     def _fatal(self, error: Exception) -> None:
@@ -406,30 +378,39 @@ class Node:
 
     def _watch_metrics(self) -> None:
         self.metrics.set_sources(
-            partitions=self._partition_samples,
-            groups=self._group_samples,
-            controller=lambda: ControllerSample(
-                active=True, offline_partitions=0, topics=sum(1 for _ in self._partitions)
-            ),
+            partitions=self._partition_samples, groups=self._group_samples, controller=self._controller_sample
+        )
+
+    def _controller_sample(self) -> ControllerSample:
+        state = self._bus.state
+        return ControllerSample(
+            active=self._bus.metadata_log.active,
+            offline_partitions=sum(partition.leader == NOBODY for _, _, partition in state.partitions()),
+            topics=sum(not topic.internal for topic in state.topics.values()),
         )
 
     def _partition_samples(self) -> Iterator[PartitionSample]:
-        for led in self._partitions:
-            for partition in led.partitions:
-                yield PartitionSample(
-                    topic=led.name,
-                    partition=partition.number,
-                    log_start_offset=partition.log.log_start_offset,
-                    end_offset=partition.log.end_offset,
-                    high_watermark=partition.high_watermark,
-                    size_bytes=partition.log.size_bytes,
-                    leader=True,
-                    in_sync_replicas=1,
-                    replicas=1,
-                )
+        state = self._bus.state
+        for topic in self._bus.partitions:
+            known = state.topic_by_id(topic.topic_id)
+            if known is None:
+                continue
+            for partition, replicated in zip(topic.partitions, known.partitions, strict=False):
+                if partition.local is not None:
+                    yield PartitionSample(
+                        topic=topic.name,
+                        partition=partition.number,
+                        log_start_offset=partition.local.log_start_offset,
+                        end_offset=partition.local.end_offset,
+                        high_watermark=partition.high_watermark,
+                        size_bytes=partition.local.size_bytes,
+                        leader=partition.leading,
+                        in_sync_replicas=len(replicated.isr),
+                        replicas=len(replicated.replicas),
+                    )
 
     def _group_samples(self) -> Iterator[GroupSample]:
-        for name, members, lag in self._coordinator.samples():
+        for name, members, lag in self._bus.coordinators.samples():
             yield GroupSample(group=name, members=members, lag=tuple(lag.items()))
 
     # --- stop ---
@@ -439,6 +420,7 @@ class Node:
         grace_s = self._settings.drain_grace_seconds
         self._ready = Readiness(False, "draining")
         await self._health.set(serving=False)
+        await self._bus.hand_over()
         self._publisher.drain(grace_s)
         self._subscriber.drain(grace_s)
         self._cluster.end_streams()
@@ -446,8 +428,8 @@ class Node:
         self._publisher.end_streams()
         self._subscriber.end_streams()
         await self._until_streams_end(1.0)
-        if self._sampler is not None:
-            self._sampler.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._stack.aclose()
 
     async def _until_streams_end(self, timeout_s: float) -> None:
@@ -477,6 +459,50 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
     ]
 
 
+def bus_settings(settings: Settings, defaults: TopicDefaults, *, client_endpoint: str) -> BusSettings:
+    """The settings of everything between storage and the servicers."""
+    tick_ms = max(10, _ms(settings.raft_heartbeat_interval_seconds) // 2)
+    peer_port = settings.peer_port_wanted
+    return BusSettings(
+        client_endpoint=client_endpoint,
+        peer_endpoint=settings.peer_endpoint(peer_port) if peer_port is not None else "",
+        rack=settings.rack,
+        peers=settings.peer_endpoints,
+        groups_partition_count=settings.groups_partitions,
+        groups_replication_factor=settings.groups_replication_factor,
+        partitions_max=settings.partitions_max,
+        batch_records_max=settings.batch_records_max,
+        defaults=defaults,
+        raft=RaftSettings(
+            tick_ms=tick_ms,
+            heartbeat_ticks=2,
+            election_ticks=max(2, round(_ms(settings.raft_election_timeout_seconds) / tick_ms)),
+        ),
+        metadata_log=MetadataLogSettings(snapshot_entries=settings.metadata_snapshot_records),
+        controller=ControllerSettings(silence_s=settings.node_silence_seconds, lost_s=settings.node_lost_seconds),
+        session=SessionSettings(
+            heartbeat_s=settings.node_heartbeat_interval_seconds, session_s=settings.node_session_seconds
+        ),
+        replication=ReplicationSettings(
+            isr=IsrSettings(replica_lag_time_ms=_ms(settings.replica_lag_seconds)),
+            credit_bytes=settings.pull_credit_bytes,
+            catch_up_credit_bytes=settings.catch_up_credit_bytes,
+        ),
+        coordinator=CoordinatorSettings(
+            member_resume_ms=_ms(settings.member_resume_seconds),
+            member_resume_after_node_loss_ms=_ms(settings.member_resume_after_node_loss_seconds),
+            static_member_timeout_ms=_ms(settings.static_member_timeout_seconds),
+            session_timeout_ms=_ms(settings.session_timeout_seconds),
+            processing_timeout_ms_max=_ms(settings.processing_timeout_seconds_max),
+            offset_retention_us=_us(settings.offset_retention_seconds),
+            group_members_max=settings.group_members_max,
+            groups_max=settings.groups_max,
+        ),
+        calls=CallsSettings(calls_max=settings.peer_calls_max, bytes_max=settings.peer_calls_bytes_max),
+        hand_over_s=settings.handover_timeout_seconds,
+    )
+
+
 def storage_settings(settings: Settings) -> StorageSettings:
     """Storage's part of the settings."""
     return StorageSettings(
@@ -492,6 +518,7 @@ def storage_settings(settings: Settings) -> StorageSettings:
         producers_max=settings.producers_max,
         producer_expiry_ms=_ms(settings.producer_expiry_seconds),
         maintenance=MaintenanceSettings(interval_ms=_ms(settings.retention_interval_seconds)),
+        replicated=settings.peer_port_wanted is not None,
     )
 
 

@@ -90,6 +90,7 @@ class AddPartitions:
 
     name: str
     partition_count: int  # how many there should be
+    now_us: int = 0
     seed: int = 0
 
 

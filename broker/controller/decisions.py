@@ -235,7 +235,8 @@ def _add_partitions(state: ClusterState, command: AddPartitions, rules: Rules) -
         seed=command.seed,
         topic=topic.partitions,
     )
-    return [MetadataRecord(partitions_added=PartitionsAdded(topic_id=topic.topic_id, partitions=placed))]
+    grown = PartitionsAdded(topic_id=topic.topic_id, partitions=placed, grow_time_us=command.now_us)
+    return [MetadataRecord(partitions_added=grown)]
 
 
 def _delete_topic(state: ClusterState, command: DeleteTopic) -> list[MetadataRecord]:

@@ -91,6 +91,7 @@ class _Draft:
             labels=tuple(sorted(record.labels.items())),
             create_time_us=record.create_time_us,
             internal=record.internal,
+            grown_us=record.grow_time_us,
         )
         if topic.name in self._own_topics():
             raise self._error(f"creates topic {topic.name!r}, which is there")
@@ -110,6 +111,8 @@ class _Draft:
     def _partitions_added(self, record: PartitionsAdded) -> None:
         added = [partition_from_record(partition) for partition in record.partitions]
         self._own_partitions(record.topic_id).extend(added)
+        topic = self._topic(record.topic_id)
+        self._own_topics()[topic.name] = replace(topic, grown_us=record.grow_time_us)
         self._count_partitions(added)
 
     def _topic_deleted(self, record: TopicDeleted) -> None:
@@ -331,4 +334,5 @@ def _as_created(topic: Topic) -> TopicCreated:
         labels=dict(topic.labels),
         create_time_us=topic.create_time_us,
         internal=topic.internal,
+        grow_time_us=topic.grown_us,
     )

@@ -76,6 +76,7 @@ class Topic:
     labels: tuple[tuple[str, str], ...]  # sorted by name
     create_time_us: int
     internal: bool = False
+    grown_us: int = 0  # when it got partitions last; 0: never since it was created
 
     @property
     def log_ids(self) -> tuple[int, ...]:

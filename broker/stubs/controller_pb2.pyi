@@ -193,14 +193,16 @@ class UpdateTopic(_message.Message):
     def __init__(self, name: _Optional[str] = ..., paths: _Optional[_Iterable[str]] = ..., config: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class AddPartitions(_message.Message):
-    __slots__ = ("name", "partition_count", "seed")
+    __slots__ = ("name", "partition_count", "seed", "now_us")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARTITION_COUNT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    NOW_US_FIELD_NUMBER: _ClassVar[int]
     name: str
     partition_count: int
     seed: int
-    def __init__(self, name: _Optional[str] = ..., partition_count: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+    now_us: int
+    def __init__(self, name: _Optional[str] = ..., partition_count: _Optional[int] = ..., seed: _Optional[int] = ..., now_us: _Optional[int] = ...) -> None: ...
 
 class DeleteTopic(_message.Message):
     __slots__ = ("name", "topic_id")

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62roker/stubs/metadata_log.proto\x12\x13postbus.internal.v1\"Y\n\rMetadataEntry\x12\x34\n\x07records\x18\x01 \x03(\x0b\x32#.postbus.internal.v1.MetadataRecord\x12\x12\n\ncommand_id\x18\x02 \x01(\x06\"\xa0\x06\n\x0eMetadataRecord\x12>\n\x0f\x63luster_created\x18\x01 \x01(\x0b\x32#.postbus.internal.v1.ClusterCreatedH\x00\x12:\n\rtopic_created\x18\x02 \x01(\x0b\x32!.postbus.internal.v1.TopicCreatedH\x00\x12:\n\rtopic_changed\x18\x03 \x01(\x0b\x32!.postbus.internal.v1.TopicChangedH\x00\x12@\n\x10partitions_added\x18\x04 \x01(\x0b\x32$.postbus.internal.v1.PartitionsAddedH\x00\x12:\n\rtopic_deleted\x18\x05 \x01(\x0b\x32!.postbus.internal.v1.TopicDeletedH\x00\x12I\n\x15producer_ids_reserved\x18\x06 \x01(\x0b\x32(.postbus.internal.v1.ProducerIdsReservedH\x00\x12I\n\x15producer_epoch_raised\x18\x07 \x01(\x0b\x32(.postbus.internal.v1.ProducerEpochRaisedH\x00\x12>\n\x0fnode_registered\x18\x08 \x01(\x0b\x32#.postbus.internal.v1.NodeRegisteredH\x00\x12\x38\n\x0cnode_changed\x18\t \x01(\x0b\x32 .postbus.internal.v1.NodeChangedH\x00\x12\x38\n\x0cnode_removed\x18\n \x01(\x0b\x32 .postbus.internal.v1.NodeRemovedH\x00\x12\x42\n\x11partition_changed\x18\x0b \x01(\x0b\x32%.postbus.internal.v1.PartitionChangedH\x00\x12@\n\x10throttle_changed\x18\x0c \x01(\x0b\x32$.postbus.internal.v1.ThrottleChangedH\x00\x42\x08\n\x06record\"<\n\x0e\x43lusterCreated\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63reate_time_us\x18\x02 \x01(\x03\"\xac\x02\n\x0cTopicCreated\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08topic_id\x18\x02 \x01(\t\x12\x38\n\npartitions\x18\x03 \x03(\x0b\x32$.postbus.internal.v1.PartitionRecord\x12\x1a\n\x12replication_factor\x18\x04 \x01(\x05\x12\x0e\n\x06\x63onfig\x18\x05 \x01(\x0c\x12=\n\x06labels\x18\x06 \x03(\x0b\x32-.postbus.internal.v1.TopicCreated.LabelsEntry\x12\x16\n\x0e\x63reate_time_us\x18\x07 \x01(\x03\x12\x10\n\x08internal\x18\x08 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x01\n\x0cTopicChanged\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12=\n\x06labels\x18\x03 \x03(\x0b\x32-.postbus.internal.v1.TopicChanged.LabelsEntry\x12\x1a\n\x12replication_factor\x18\x04 \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x0fPartitionsAdded\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x38\n\npartitions\x18\x02 \x03(\x0b\x32$.postbus.internal.v1.PartitionRecord\" \n\x0cTopicDeleted\x12\x10\n\x08topic_id\x18\x01 \x01(\t\"%\n\x13ProducerIdsReserved\x12\x0e\n\x06\x65nd_id\x18\x01 \x01(\x03\"9\n\x13ProducerEpochRaised\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\"\xbb\x01\n\x0eNodeRegistered\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x14\n\x0c\x62roker_epoch\x18\x03 \x01(\x03\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x15\n\rpeer_endpoint\x18\x05 \x01(\t\x12\x0c\n\x04rack\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0f\n\x07unclean\x18\x08 \x01(\x08\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"\x86\x01\n\x0bNodeChanged\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\x13\n\x06\x66\x65nced\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08stopping\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08\x64raining\x18\x04 \x01(\x08H\x02\x88\x01\x01\x42\t\n\x07_fencedB\x0b\n\t_stoppingB\x0b\n\t_draining\"\x1e\n\x0bNodeRemoved\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\"l\n\x10PartitionChanged\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x33\n\x05state\x18\x03 \x01(\x0b\x32$.postbus.internal.v1.PartitionRecord\"\xc3\x01\n\x0fPartitionRecord\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x10\n\x08replicas\x18\x02 \x03(\x05\x12\x0b\n\x03isr\x18\x03 \x03(\x05\x12\x0b\n\x03\x65lr\x18\x04 \x03(\x05\x12\x0e\n\x06leader\x18\x05 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x06 \x01(\x05\x12\x17\n\x0fpartition_epoch\x18\x07 \x01(\x05\x12\x0e\n\x06\x61\x64\x64ing\x18\x08 \x03(\x05\x12\x10\n\x08removing\x18\t \x03(\x05\x12\x13\n\x0blast_leader\x18\n \x01(\x05\"&\n\x0fThrottleChanged\x12\x13\n\x0b\x62ytes_per_s\x18\x01 \x01(\x03\"\xc4\x01\n\x10MetadataSnapshot\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x34\n\x07records\x18\x02 \x03(\x0b\x32#.postbus.internal.v1.MetadataRecord\x12\x13\n\x0bnext_log_id\x18\x03 \x01(\x03\x12\x1c\n\x14producer_epoch_floor\x18\x04 \x01(\x05\x12\x38\n\x08\x63ommands\x18\x05 \x03(\x0b\x32&.postbus.internal.v1.RememberedCommand\"6\n\x11RememberedCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\x06\x12\r\n\x05index\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62roker/stubs/metadata_log.proto\x12\x13postbus.internal.v1\"Y\n\rMetadataEntry\x12\x34\n\x07records\x18\x01 \x03(\x0b\x32#.postbus.internal.v1.MetadataRecord\x12\x12\n\ncommand_id\x18\x02 \x01(\x06\"\xa0\x06\n\x0eMetadataRecord\x12>\n\x0f\x63luster_created\x18\x01 \x01(\x0b\x32#.postbus.internal.v1.ClusterCreatedH\x00\x12:\n\rtopic_created\x18\x02 \x01(\x0b\x32!.postbus.internal.v1.TopicCreatedH\x00\x12:\n\rtopic_changed\x18\x03 \x01(\x0b\x32!.postbus.internal.v1.TopicChangedH\x00\x12@\n\x10partitions_added\x18\x04 \x01(\x0b\x32$.postbus.internal.v1.PartitionsAddedH\x00\x12:\n\rtopic_deleted\x18\x05 \x01(\x0b\x32!.postbus.internal.v1.TopicDeletedH\x00\x12I\n\x15producer_ids_reserved\x18\x06 \x01(\x0b\x32(.postbus.internal.v1.ProducerIdsReservedH\x00\x12I\n\x15producer_epoch_raised\x18\x07 \x01(\x0b\x32(.postbus.internal.v1.ProducerEpochRaisedH\x00\x12>\n\x0fnode_registered\x18\x08 \x01(\x0b\x32#.postbus.internal.v1.NodeRegisteredH\x00\x12\x38\n\x0cnode_changed\x18\t \x01(\x0b\x32 .postbus.internal.v1.NodeChangedH\x00\x12\x38\n\x0cnode_removed\x18\n \x01(\x0b\x32 .postbus.internal.v1.NodeRemovedH\x00\x12\x42\n\x11partition_changed\x18\x0b \x01(\x0b\x32%.postbus.internal.v1.PartitionChangedH\x00\x12@\n\x10throttle_changed\x18\x0c \x01(\x0b\x32$.postbus.internal.v1.ThrottleChangedH\x00\x42\x08\n\x06record\"<\n\x0e\x43lusterCreated\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63reate_time_us\x18\x02 \x01(\x03\"\xc2\x02\n\x0cTopicCreated\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08topic_id\x18\x02 \x01(\t\x12\x38\n\npartitions\x18\x03 \x03(\x0b\x32$.postbus.internal.v1.PartitionRecord\x12\x1a\n\x12replication_factor\x18\x04 \x01(\x05\x12\x0e\n\x06\x63onfig\x18\x05 \x01(\x0c\x12=\n\x06labels\x18\x06 \x03(\x0b\x32-.postbus.internal.v1.TopicCreated.LabelsEntry\x12\x16\n\x0e\x63reate_time_us\x18\x07 \x01(\x03\x12\x10\n\x08internal\x18\x08 \x01(\x08\x12\x14\n\x0cgrow_time_us\x18\t \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x01\n\x0cTopicChanged\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12=\n\x06labels\x18\x03 \x03(\x0b\x32-.postbus.internal.v1.TopicChanged.LabelsEntry\x12\x1a\n\x12replication_factor\x18\x04 \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"s\n\x0fPartitionsAdded\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x38\n\npartitions\x18\x02 \x03(\x0b\x32$.postbus.internal.v1.PartitionRecord\x12\x14\n\x0cgrow_time_us\x18\x03 \x01(\x03\" \n\x0cTopicDeleted\x12\x10\n\x08topic_id\x18\x01 \x01(\t\"%\n\x13ProducerIdsReserved\x12\x0e\n\x06\x65nd_id\x18\x01 \x01(\x03\"9\n\x13ProducerEpochRaised\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\"\xbb\x01\n\x0eNodeRegistered\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x14\n\x0c\x62roker_epoch\x18\x03 \x01(\x03\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x15\n\rpeer_endpoint\x18\x05 \x01(\t\x12\x0c\n\x04rack\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0f\n\x07unclean\x18\x08 \x01(\x08\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"\x86\x01\n\x0bNodeChanged\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\x13\n\x06\x66\x65nced\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x15\n\x08stopping\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x15\n\x08\x64raining\x18\x04 \x01(\x08H\x02\x88\x01\x01\x42\t\n\x07_fencedB\x0b\n\t_stoppingB\x0b\n\t_draining\"\x1e\n\x0bNodeRemoved\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\"l\n\x10PartitionChanged\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x33\n\x05state\x18\x03 \x01(\x0b\x32$.postbus.internal.v1.PartitionRecord\"\xc3\x01\n\x0fPartitionRecord\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x10\n\x08replicas\x18\x02 \x03(\x05\x12\x0b\n\x03isr\x18\x03 \x03(\x05\x12\x0b\n\x03\x65lr\x18\x04 \x03(\x05\x12\x0e\n\x06leader\x18\x05 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x06 \x01(\x05\x12\x17\n\x0fpartition_epoch\x18\x07 \x01(\x05\x12\x0e\n\x06\x61\x64\x64ing\x18\x08 \x03(\x05\x12\x10\n\x08removing\x18\t \x03(\x05\x12\x13\n\x0blast_leader\x18\n \x01(\x05\"&\n\x0fThrottleChanged\x12\x13\n\x0b\x62ytes_per_s\x18\x01 \x01(\x03\"\xc4\x01\n\x10MetadataSnapshot\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x34\n\x07records\x18\x02 \x03(\x0b\x32#.postbus.internal.v1.MetadataRecord\x12\x13\n\x0bnext_log_id\x18\x03 \x01(\x03\x12\x1c\n\x14producer_epoch_floor\x18\x04 \x01(\x05\x12\x38\n\x08\x63ommands\x18\x05 \x03(\x0b\x32&.postbus.internal.v1.RememberedCommand\"6\n\x11RememberedCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\x06\x12\r\n\x05index\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,35 +32,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLUSTERCREATED']._serialized_start=950
   _globals['_CLUSTERCREATED']._serialized_end=1010
   _globals['_TOPICCREATED']._serialized_start=1013
-  _globals['_TOPICCREATED']._serialized_end=1313
-  _globals['_TOPICCREATED_LABELSENTRY']._serialized_start=1268
-  _globals['_TOPICCREATED_LABELSENTRY']._serialized_end=1313
-  _globals['_TOPICCHANGED']._serialized_start=1316
-  _globals['_TOPICCHANGED']._serialized_end=1502
-  _globals['_TOPICCHANGED_LABELSENTRY']._serialized_start=1268
-  _globals['_TOPICCHANGED_LABELSENTRY']._serialized_end=1313
-  _globals['_PARTITIONSADDED']._serialized_start=1504
-  _globals['_PARTITIONSADDED']._serialized_end=1597
-  _globals['_TOPICDELETED']._serialized_start=1599
-  _globals['_TOPICDELETED']._serialized_end=1631
-  _globals['_PRODUCERIDSRESERVED']._serialized_start=1633
-  _globals['_PRODUCERIDSRESERVED']._serialized_end=1670
-  _globals['_PRODUCEREPOCHRAISED']._serialized_start=1672
-  _globals['_PRODUCEREPOCHRAISED']._serialized_end=1729
-  _globals['_NODEREGISTERED']._serialized_start=1732
-  _globals['_NODEREGISTERED']._serialized_end=1919
-  _globals['_NODECHANGED']._serialized_start=1922
-  _globals['_NODECHANGED']._serialized_end=2056
-  _globals['_NODEREMOVED']._serialized_start=2058
-  _globals['_NODEREMOVED']._serialized_end=2088
-  _globals['_PARTITIONCHANGED']._serialized_start=2090
-  _globals['_PARTITIONCHANGED']._serialized_end=2198
-  _globals['_PARTITIONRECORD']._serialized_start=2201
-  _globals['_PARTITIONRECORD']._serialized_end=2396
-  _globals['_THROTTLECHANGED']._serialized_start=2398
-  _globals['_THROTTLECHANGED']._serialized_end=2436
-  _globals['_METADATASNAPSHOT']._serialized_start=2439
-  _globals['_METADATASNAPSHOT']._serialized_end=2635
-  _globals['_REMEMBEREDCOMMAND']._serialized_start=2637
-  _globals['_REMEMBEREDCOMMAND']._serialized_end=2691
+  _globals['_TOPICCREATED']._serialized_end=1335
+  _globals['_TOPICCREATED_LABELSENTRY']._serialized_start=1290
+  _globals['_TOPICCREATED_LABELSENTRY']._serialized_end=1335
+  _globals['_TOPICCHANGED']._serialized_start=1338
+  _globals['_TOPICCHANGED']._serialized_end=1524
+  _globals['_TOPICCHANGED_LABELSENTRY']._serialized_start=1290
+  _globals['_TOPICCHANGED_LABELSENTRY']._serialized_end=1335
+  _globals['_PARTITIONSADDED']._serialized_start=1526
+  _globals['_PARTITIONSADDED']._serialized_end=1641
+  _globals['_TOPICDELETED']._serialized_start=1643
+  _globals['_TOPICDELETED']._serialized_end=1675
+  _globals['_PRODUCERIDSRESERVED']._serialized_start=1677
+  _globals['_PRODUCERIDSRESERVED']._serialized_end=1714
+  _globals['_PRODUCEREPOCHRAISED']._serialized_start=1716
+  _globals['_PRODUCEREPOCHRAISED']._serialized_end=1773
+  _globals['_NODEREGISTERED']._serialized_start=1776
+  _globals['_NODEREGISTERED']._serialized_end=1963
+  _globals['_NODECHANGED']._serialized_start=1966
+  _globals['_NODECHANGED']._serialized_end=2100
+  _globals['_NODEREMOVED']._serialized_start=2102
+  _globals['_NODEREMOVED']._serialized_end=2132
+  _globals['_PARTITIONCHANGED']._serialized_start=2134
+  _globals['_PARTITIONCHANGED']._serialized_end=2242
+  _globals['_PARTITIONRECORD']._serialized_start=2245
+  _globals['_PARTITIONRECORD']._serialized_end=2440
+  _globals['_THROTTLECHANGED']._serialized_start=2442
+  _globals['_THROTTLECHANGED']._serialized_end=2480
+  _globals['_METADATASNAPSHOT']._serialized_start=2483
+  _globals['_METADATASNAPSHOT']._serialized_end=2679
+  _globals['_REMEMBEREDCOMMAND']._serialized_start=2681
+  _globals['_REMEMBEREDCOMMAND']._serialized_end=2735
 # @@protoc_insertion_point(module_scope)

@@ -50,7 +50,7 @@ class ClusterCreated(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., create_time_us: _Optional[int] = ...) -> None: ...
 
 class TopicCreated(_message.Message):
-    __slots__ = ("name", "topic_id", "partitions", "replication_factor", "config", "labels", "create_time_us", "internal")
+    __slots__ = ("name", "topic_id", "partitions", "replication_factor", "config", "labels", "create_time_us", "internal", "grow_time_us")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class TopicCreated(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_US_FIELD_NUMBER: _ClassVar[int]
     INTERNAL_FIELD_NUMBER: _ClassVar[int]
+    GROW_TIME_US_FIELD_NUMBER: _ClassVar[int]
     name: str
     topic_id: str
     partitions: _containers.RepeatedCompositeFieldContainer[PartitionRecord]
@@ -74,7 +75,8 @@ class TopicCreated(_message.Message):
     labels: _containers.ScalarMap[str, str]
     create_time_us: int
     internal: bool
-    def __init__(self, name: _Optional[str] = ..., topic_id: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionRecord, _Mapping]]] = ..., replication_factor: _Optional[int] = ..., config: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time_us: _Optional[int] = ..., internal: bool = ...) -> None: ...
+    grow_time_us: int
+    def __init__(self, name: _Optional[str] = ..., topic_id: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionRecord, _Mapping]]] = ..., replication_factor: _Optional[int] = ..., config: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time_us: _Optional[int] = ..., internal: bool = ..., grow_time_us: _Optional[int] = ...) -> None: ...
 
 class TopicChanged(_message.Message):
     __slots__ = ("topic_id", "config", "labels", "replication_factor")
@@ -96,12 +98,14 @@ class TopicChanged(_message.Message):
     def __init__(self, topic_id: _Optional[str] = ..., config: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., replication_factor: _Optional[int] = ...) -> None: ...
 
 class PartitionsAdded(_message.Message):
-    __slots__ = ("topic_id", "partitions")
+    __slots__ = ("topic_id", "partitions", "grow_time_us")
     TOPIC_ID_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    GROW_TIME_US_FIELD_NUMBER: _ClassVar[int]
     topic_id: str
     partitions: _containers.RepeatedCompositeFieldContainer[PartitionRecord]
-    def __init__(self, topic_id: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionRecord, _Mapping]]] = ...) -> None: ...
+    grow_time_us: int
+    def __init__(self, topic_id: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionRecord, _Mapping]]] = ..., grow_time_us: _Optional[int] = ...) -> None: ...
 
 class TopicDeleted(_message.Message):
     __slots__ = ("topic_id",)

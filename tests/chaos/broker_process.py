@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,16 @@ class BrokerProcess:
         """Of the process that runs."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the process."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     async def start(self, *, wait: bool = True, **environment: str) -> None:
         """Starts a process, with settings by environment; returns when it serves (`wait`), or at once."""
@@ -133,9 +143,11 @@ class BrokerProcess:
                 await self._news.wait()
 
 
-def free_port() -> int:
+def free_port(*, besides: Collection[int] = ()) -> int:
     """One outside the range that connections are given: a client that tries a port there may meet itself."""
     for port in range(20_000 + os.getpid() % 10_000, 32_768):
+        if port in besides:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
