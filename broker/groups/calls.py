@@ -41,8 +41,8 @@ class HeartbeatCall:
     stream: a Subscribe stream holds the membership: no session timeout; `disconnected` tells of its end.
     start_at, start_positions: for partitions without a committed offset, by topic and by (topic, partition).
     group_kind: postbus.v1.GroupKind; unspecified: what the group is.
-    new_member_id: what a new member is to be called, never used before; so that joining again after an answer that
-    was lost makes no second member.
+    join_id: names a join, and a new member; never used before. Carried out twice, because an answer was lost or late,
+    the same call is one join.
     """
 
     group: str
@@ -61,7 +61,7 @@ class HeartbeatCall:
     start_positions: Mapping[tuple[str, int], int] = field(default_factory=dict)
     group_kind: subscriber_pb2.GroupKind = subscriber_pb2.GROUP_KIND_UNSPECIFIED
     node_id: int = 0
-    new_member_id: str = ""
+    join_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class CoordinatorClient:
     async def heartbeat(self, call: HeartbeatCall, *, timeout_s: float | None = None) -> HeartbeatReply:
         """As GroupCoordinator.heartbeat. A join that has to be repeated is the same member."""
         if not call.member_epoch and not call.leave:
-            call = replace(call, new_member_id=self._new_id())
+            call = replace(call, join_id=self._new_id())
         try:
             return await self._ask_group(
                 call.group,
@@ -112,9 +112,9 @@ class CoordinatorClient:
                 timeout_s=timeout_s,
             )
         except (asyncio.CancelledError, PostbusError) as error:
-            if call.new_member_id and (not isinstance(error, PostbusError) or error.reason in _NOT_DONE):
+            if call.join_id and (not isinstance(error, PostbusError) or error.reason in _NOT_DONE):
                 # Nobody knows of this membership, if there is one: it need not wait to be watched.
-                self.disconnected(call.group, call.new_member_id, 1)
+                self.disconnected(call.group, call.join_id, 1)
             raise
 
     def watch(self, group: str, member_id: str, on_change: Callable[[], None]) -> None:

@@ -120,7 +120,10 @@ class GroupCoordinator:
         check_kind(group.name, group.kind, call.group_kind)
         self._check_topics(call)
         call = self._with_processing_timeout(group, call)
-        new_member_id = call.new_member_id or self._new_member_id()
+        earlier = membership.joined_already(group, call)
+        if earlier is not None:
+            return await self._answer_again(group, earlier, call)
+        new_member_id = call.join_id or self._new_member_id()
         joined = membership.decide_join(group, call, new_member_id=new_member_id, now_us=self._driver.now_us())
         if joined.member.member_id not in group.members and len(group.members) >= self.settings.group_members_max:
             raise _quota(f"group {group.name!r} has {len(group.members)} members, as many as are allowed")
@@ -138,6 +141,14 @@ class GroupCoordinator:
             # Nobody knows of this membership: it must not stay for ever.
             self.disconnected(group.name, member.member_id, member.member_epoch)
             raise
+
+    async def _answer_again(self, group: Group, member: Member, call: HeartbeatCall) -> HeartbeatReply:
+        """The first answer may have been lost, and the member knows nothing; or this call is late, and it does."""
+        self._heard_from(group, member)
+        reply = await self._answer(group, member, dataclasses.replace(call, member_epoch=member.member_epoch))
+        # What it was given and has to give up again it may not know of: it is to say what it holds.
+        self._driver.tell(group, member.member_id)
+        return reply
 
     async def _leave(self, call: HeartbeatCall) -> HeartbeatReply:
         group = self._driver.groups.get(call.group) or Group(call.group)

@@ -378,6 +378,10 @@ class GroupDriver:
             patience_ms = max(patience_ms, self.settings.session_timeout_ms)
         return patience_ms
 
+    def tell(self, group: Group, member_id: str) -> None:
+        """The member should send a heartbeat."""
+        self._tell(group.name, (member_id,))
+
     def _tell(self, group_name: str, member_ids: Iterable[str]) -> None:
         for member_id in member_ids:
             session = self._sessions.get((group_name, member_id))

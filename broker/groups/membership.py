@@ -59,12 +59,7 @@ def decide_join(group: Group, call: HeartbeatCall, *, new_member_id: str, now_us
     out under the old fences is delivered again.
     """
     assert call.member_epoch == 0
-    earlier = group.member_of_instance(call.instance_id) if call.instance_id else group.members.get(call.member_id)
-    if earlier is not None and earlier.instance_id != call.instance_id:
-        earlier = None
-    if earlier is None:
-        # The answer to the same call was lost, and it was repeated.
-        earlier = group.members.get(new_member_id)
+    earlier = _earlier_self(group, call)
     member = Member(
         member_id=earlier.member_id if earlier else new_member_id,
         member_epoch=earlier.member_epoch + 1 if earlier else 1,
@@ -77,12 +72,24 @@ def decide_join(group: Group, call: HeartbeatCall, *, new_member_id: str, now_us
         node_id=call.node_id,
         rack=call.rack,
         heartbeats=not call.stream,
+        join_id=call.join_id,
     )
     records = [_member(group, member)]
     if earlier is None or set(earlier.topics) != set(member.topics):
         records.insert(0, _next_epoch(group, members_left=True, now_us=now_us))
     released = frozenset(group.holdings(member.member_id)) if earlier else frozenset()
     return Joined(records, member, released)
+
+
+def joined_already(group: Group, call: HeartbeatCall) -> Member | None:
+    """The member, if this very call was carried out before."""
+    member = _earlier_self(group, call) or group.members.get(call.join_id)
+    return member if member is not None and call.join_id and member.join_id == call.join_id else None
+
+
+def _earlier_self(group: Group, call: HeartbeatCall) -> Member | None:
+    earlier = group.member_of_instance(call.instance_id) if call.instance_id else group.members.get(call.member_id)
+    return earlier if earlier is not None and earlier.instance_id == call.instance_id else None
 
 
 def decide_heartbeat(group: Group, call: HeartbeatCall, *, now_us: int) -> Stayed:

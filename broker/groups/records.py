@@ -48,7 +48,10 @@ class WantedTopic:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member. `member_epoch` is raised each time it joins again; heartbeats: no stream holds its membership."""
+    """A member. `member_epoch` is raised each time it joins again; heartbeats: no stream holds its membership.
+
+    join_id: of the call that made it, or made it come back.
+    """
 
     member_id: str
     member_epoch: int
@@ -61,6 +64,7 @@ class Member:
     node_id: int = 0
     rack: str = ""
     heartbeats: bool = False
+    join_id: str = ""
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -152,6 +156,7 @@ def encode_value(value: Value) -> bytes:
                 joined_time_us=value.joined_time_us,
                 rack=value.rack,
                 member_epoch=value.member_epoch,
+                join_id=value.join_id,
             )
     return message.SerializeToString(deterministic=True)
 
@@ -204,5 +209,6 @@ def _decode_value(key: pb.GroupRecordKey, value: bytes) -> Value:
             node_id=member.node_id,
             rack=member.rack,
             heartbeats=member.heartbeats,
+            join_id=member.join_id,
         )
     raise GroupLogError(f"group record of unknown kind {key.kind}")

@@ -41,7 +41,7 @@ def encode_heartbeat(call: HeartbeatCall) -> bytes:
         ],
         group_kind=call.group_kind,
         node_id=call.node_id,
-        new_member_id=call.new_member_id,
+        join_id=call.join_id,
     )
     if call.topics is not None:
         message.topics.CopyFrom(pb.GroupTopicNames(names=call.topics))
@@ -70,7 +70,7 @@ def decode_heartbeat(data: bytes) -> HeartbeatCall:
         start_positions={(start.topic, start.partition): start.offset for start in message.start_positions},
         group_kind=cast(subscriber_pb2.GroupKind, message.group_kind),
         node_id=message.node_id,
-        new_member_id=message.new_member_id,
+        join_id=message.join_id,
     )
 
 

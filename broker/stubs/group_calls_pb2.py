@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62roker/stubs/group_calls.proto\x12\x13postbus.internal.v1\"5\n\x0eGroupPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\"J\n\x0fGroupPartitions\x12\x37\n\npartitions\x18\x01 \x03(\x0b\x32#.postbus.internal.v1.GroupPartition\"F\n\x12GroupStartPosition\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\" \n\x0fGroupTopicNames\x12\r\n\x05names\x18\x01 \x03(\t\"\xaf\x04\n\x12GroupHeartbeatCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x03 \x01(\x05\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x0c\n\x04peer\x18\x06 \x01(\t\x12\x34\n\x06topics\x18\x07 \x01(\x0b\x32$.postbus.internal.v1.GroupTopicNames\x12\x33\n\x05owned\x18\x08 \x01(\x0b\x32$.postbus.internal.v1.GroupPartitions\x12\r\n\x05leave\x18\t \x01(\x08\x12\x1d\n\x15processing_timeout_ms\x18\n \x01(\x03\x12\x0c\n\x04rack\x18\x0b \x01(\t\x12\x0e\n\x06stream\x18\x0c \x01(\x08\x12\x46\n\x08start_at\x18\r \x03(\x0b\x32\x34.postbus.internal.v1.GroupHeartbeatCall.StartAtEntry\x12@\n\x0fstart_positions\x18\x0e \x03(\x0b\x32\'.postbus.internal.v1.GroupStartPosition\x12\x12\n\ngroup_kind\x18\x0f \x01(\x05\x12\x0f\n\x07node_id\x18\x10 \x01(\x05\x12\x15\n\rnew_member_id\x18\x11 \x01(\t\x1a.\n\x0cStartAtEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"b\n\rGroupAssigned\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x10\n\x08topic_id\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x05 \x01(\x03\"\xba\x01\n\x13GroupHeartbeatReply\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x05\x12\x13\n\x0bgroup_epoch\x18\x03 \x01(\x03\x12\x32\n\x06target\x18\x04 \x03(\x0b\x32\".postbus.internal.v1.GroupAssigned\x12\x31\n\x04lost\x18\x05 \x03(\x0b\x32#.postbus.internal.v1.GroupPartition\"V\n\x10GroupCommitEntry\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\"k\n\x0fGroupCommitCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x36\n\x07\x65ntries\x18\x03 \x03(\x0b\x32%.postbus.internal.v1.GroupCommitEntry\"#\n\x12GroupCommitOutcome\x12\r\n\x05\x65rror\x18\x01 \x01(\x0c\"M\n\x10GroupCommitReply\x12\x39\n\x08outcomes\x18\x01 \x03(\x0b\x32\'.postbus.internal.v1.GroupCommitOutcome\"g\n\rGroupSeekCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x34\n\x05place\x18\x03 \x01(\x0b\x32%.postbus.internal.v1.GroupCommitEntry\"?\n\tGroupHeld\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\"y\n\x11GroupTimedOutCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x03 \x01(\x05\x12,\n\x04held\x18\x04 \x03(\x0b\x32\x1e.postbus.internal.v1.GroupHeld\"O\n\x15GroupDisconnectedCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x03 \x01(\x05\"2\n\x0eGroupMemberKey\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\"\x9d\x01\n\x10GroupChangesCall\x12\x10\n\x08watch_id\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x32\n\x05\x61\x64\x64\x65\x64\x18\x03 \x03(\x0b\x32#.postbus.internal.v1.GroupMemberKey\x12\x34\n\x07removed\x18\x04 \x03(\x0b\x32#.postbus.internal.v1.GroupMemberKey\"X\n\x11GroupChangesReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x34\n\x07\x63hanged\x18\x02 \x03(\x0b\x32#.postbus.internal.v1.GroupMemberKey\"Q\n\rGroupListCall\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62roker/stubs/group_calls.proto\x12\x13postbus.internal.v1\"5\n\x0eGroupPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\"J\n\x0fGroupPartitions\x12\x37\n\npartitions\x18\x01 \x03(\x0b\x32#.postbus.internal.v1.GroupPartition\"F\n\x12GroupStartPosition\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\" \n\x0fGroupTopicNames\x12\r\n\x05names\x18\x01 \x03(\t\"\xa9\x04\n\x12GroupHeartbeatCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x03 \x01(\x05\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x0c\n\x04peer\x18\x06 \x01(\t\x12\x34\n\x06topics\x18\x07 \x01(\x0b\x32$.postbus.internal.v1.GroupTopicNames\x12\x33\n\x05owned\x18\x08 \x01(\x0b\x32$.postbus.internal.v1.GroupPartitions\x12\r\n\x05leave\x18\t \x01(\x08\x12\x1d\n\x15processing_timeout_ms\x18\n \x01(\x03\x12\x0c\n\x04rack\x18\x0b \x01(\t\x12\x0e\n\x06stream\x18\x0c \x01(\x08\x12\x46\n\x08start_at\x18\r \x03(\x0b\x32\x34.postbus.internal.v1.GroupHeartbeatCall.StartAtEntry\x12@\n\x0fstart_positions\x18\x0e \x03(\x0b\x32\'.postbus.internal.v1.GroupStartPosition\x12\x12\n\ngroup_kind\x18\x0f \x01(\x05\x12\x0f\n\x07node_id\x18\x10 \x01(\x05\x12\x0f\n\x07join_id\x18\x11 \x01(\t\x1a.\n\x0cStartAtEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"b\n\rGroupAssigned\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x10\n\x08topic_id\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x05 \x01(\x03\"\xba\x01\n\x13GroupHeartbeatReply\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x05\x12\x13\n\x0bgroup_epoch\x18\x03 \x01(\x03\x12\x32\n\x06target\x18\x04 \x03(\x0b\x32\".postbus.internal.v1.GroupAssigned\x12\x31\n\x04lost\x18\x05 \x03(\x0b\x32#.postbus.internal.v1.GroupPartition\"V\n\x10GroupCommitEntry\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\"k\n\x0fGroupCommitCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x36\n\x07\x65ntries\x18\x03 \x03(\x0b\x32%.postbus.internal.v1.GroupCommitEntry\"#\n\x12GroupCommitOutcome\x12\r\n\x05\x65rror\x18\x01 \x01(\x0c\"M\n\x10GroupCommitReply\x12\x39\n\x08outcomes\x18\x01 \x03(\x0b\x32\'.postbus.internal.v1.GroupCommitOutcome\"g\n\rGroupSeekCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x34\n\x05place\x18\x03 \x01(\x0b\x32%.postbus.internal.v1.GroupCommitEntry\"?\n\tGroupHeld\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\"y\n\x11GroupTimedOutCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x03 \x01(\x05\x12,\n\x04held\x18\x04 \x03(\x0b\x32\x1e.postbus.internal.v1.GroupHeld\"O\n\x15GroupDisconnectedCall\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x14\n\x0cmember_epoch\x18\x03 \x01(\x05\"2\n\x0eGroupMemberKey\x12\r\n\x05group\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\"\x9d\x01\n\x10GroupChangesCall\x12\x10\n\x08watch_id\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x32\n\x05\x61\x64\x64\x65\x64\x18\x03 \x03(\x0b\x32#.postbus.internal.v1.GroupMemberKey\x12\x34\n\x07removed\x18\x04 \x03(\x0b\x32#.postbus.internal.v1.GroupMemberKey\"X\n\x11GroupChangesReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x34\n\x07\x63hanged\x18\x02 \x03(\x0b\x32#.postbus.internal.v1.GroupMemberKey\"Q\n\rGroupListCall\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,35 +32,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GROUPTOPICNAMES']._serialized_start=258
   _globals['_GROUPTOPICNAMES']._serialized_end=290
   _globals['_GROUPHEARTBEATCALL']._serialized_start=293
-  _globals['_GROUPHEARTBEATCALL']._serialized_end=852
-  _globals['_GROUPHEARTBEATCALL_STARTATENTRY']._serialized_start=806
-  _globals['_GROUPHEARTBEATCALL_STARTATENTRY']._serialized_end=852
-  _globals['_GROUPASSIGNED']._serialized_start=854
-  _globals['_GROUPASSIGNED']._serialized_end=952
-  _globals['_GROUPHEARTBEATREPLY']._serialized_start=955
-  _globals['_GROUPHEARTBEATREPLY']._serialized_end=1141
-  _globals['_GROUPCOMMITENTRY']._serialized_start=1143
-  _globals['_GROUPCOMMITENTRY']._serialized_end=1229
-  _globals['_GROUPCOMMITCALL']._serialized_start=1231
-  _globals['_GROUPCOMMITCALL']._serialized_end=1338
-  _globals['_GROUPCOMMITOUTCOME']._serialized_start=1340
-  _globals['_GROUPCOMMITOUTCOME']._serialized_end=1375
-  _globals['_GROUPCOMMITREPLY']._serialized_start=1377
-  _globals['_GROUPCOMMITREPLY']._serialized_end=1454
-  _globals['_GROUPSEEKCALL']._serialized_start=1456
-  _globals['_GROUPSEEKCALL']._serialized_end=1559
-  _globals['_GROUPHELD']._serialized_start=1561
-  _globals['_GROUPHELD']._serialized_end=1624
-  _globals['_GROUPTIMEDOUTCALL']._serialized_start=1626
-  _globals['_GROUPTIMEDOUTCALL']._serialized_end=1747
-  _globals['_GROUPDISCONNECTEDCALL']._serialized_start=1749
-  _globals['_GROUPDISCONNECTEDCALL']._serialized_end=1828
-  _globals['_GROUPMEMBERKEY']._serialized_start=1830
-  _globals['_GROUPMEMBERKEY']._serialized_end=1880
-  _globals['_GROUPCHANGESCALL']._serialized_start=1883
-  _globals['_GROUPCHANGESCALL']._serialized_end=2040
-  _globals['_GROUPCHANGESREPLY']._serialized_start=2042
-  _globals['_GROUPCHANGESREPLY']._serialized_end=2130
-  _globals['_GROUPLISTCALL']._serialized_start=2132
-  _globals['_GROUPLISTCALL']._serialized_end=2213
+  _globals['_GROUPHEARTBEATCALL']._serialized_end=846
+  _globals['_GROUPHEARTBEATCALL_STARTATENTRY']._serialized_start=800
+  _globals['_GROUPHEARTBEATCALL_STARTATENTRY']._serialized_end=846
+  _globals['_GROUPASSIGNED']._serialized_start=848
+  _globals['_GROUPASSIGNED']._serialized_end=946
+  _globals['_GROUPHEARTBEATREPLY']._serialized_start=949
+  _globals['_GROUPHEARTBEATREPLY']._serialized_end=1135
+  _globals['_GROUPCOMMITENTRY']._serialized_start=1137
+  _globals['_GROUPCOMMITENTRY']._serialized_end=1223
+  _globals['_GROUPCOMMITCALL']._serialized_start=1225
+  _globals['_GROUPCOMMITCALL']._serialized_end=1332
+  _globals['_GROUPCOMMITOUTCOME']._serialized_start=1334
+  _globals['_GROUPCOMMITOUTCOME']._serialized_end=1369
+  _globals['_GROUPCOMMITREPLY']._serialized_start=1371
+  _globals['_GROUPCOMMITREPLY']._serialized_end=1448
+  _globals['_GROUPSEEKCALL']._serialized_start=1450
+  _globals['_GROUPSEEKCALL']._serialized_end=1553
+  _globals['_GROUPHELD']._serialized_start=1555
+  _globals['_GROUPHELD']._serialized_end=1618
+  _globals['_GROUPTIMEDOUTCALL']._serialized_start=1620
+  _globals['_GROUPTIMEDOUTCALL']._serialized_end=1741
+  _globals['_GROUPDISCONNECTEDCALL']._serialized_start=1743
+  _globals['_GROUPDISCONNECTEDCALL']._serialized_end=1822
+  _globals['_GROUPMEMBERKEY']._serialized_start=1824
+  _globals['_GROUPMEMBERKEY']._serialized_end=1874
+  _globals['_GROUPCHANGESCALL']._serialized_start=1877
+  _globals['_GROUPCHANGESCALL']._serialized_end=2034
+  _globals['_GROUPCHANGESREPLY']._serialized_start=2036
+  _globals['_GROUPCHANGESREPLY']._serialized_end=2124
+  _globals['_GROUPLISTCALL']._serialized_start=2126
+  _globals['_GROUPLISTCALL']._serialized_end=2207
 # @@protoc_insertion_point(module_scope)

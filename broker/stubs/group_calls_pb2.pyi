@@ -36,7 +36,7 @@ class GroupTopicNames(_message.Message):
     def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GroupHeartbeatCall(_message.Message):
-    __slots__ = ("group", "member_id", "member_epoch", "instance_id", "client_id", "peer", "topics", "owned", "leave", "processing_timeout_ms", "rack", "stream", "start_at", "start_positions", "group_kind", "node_id", "new_member_id")
+    __slots__ = ("group", "member_id", "member_epoch", "instance_id", "client_id", "peer", "topics", "owned", "leave", "processing_timeout_ms", "rack", "stream", "start_at", "start_positions", "group_kind", "node_id", "join_id")
     class StartAtEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -60,7 +60,7 @@ class GroupHeartbeatCall(_message.Message):
     START_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     GROUP_KIND_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
-    NEW_MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    JOIN_ID_FIELD_NUMBER: _ClassVar[int]
     group: str
     member_id: str
     member_epoch: int
@@ -77,8 +77,8 @@ class GroupHeartbeatCall(_message.Message):
     start_positions: _containers.RepeatedCompositeFieldContainer[GroupStartPosition]
     group_kind: int
     node_id: int
-    new_member_id: str
-    def __init__(self, group: _Optional[str] = ..., member_id: _Optional[str] = ..., member_epoch: _Optional[int] = ..., instance_id: _Optional[str] = ..., client_id: _Optional[str] = ..., peer: _Optional[str] = ..., topics: _Optional[_Union[GroupTopicNames, _Mapping]] = ..., owned: _Optional[_Union[GroupPartitions, _Mapping]] = ..., leave: bool = ..., processing_timeout_ms: _Optional[int] = ..., rack: _Optional[str] = ..., stream: bool = ..., start_at: _Optional[_Mapping[str, bytes]] = ..., start_positions: _Optional[_Iterable[_Union[GroupStartPosition, _Mapping]]] = ..., group_kind: _Optional[int] = ..., node_id: _Optional[int] = ..., new_member_id: _Optional[str] = ...) -> None: ...
+    join_id: str
+    def __init__(self, group: _Optional[str] = ..., member_id: _Optional[str] = ..., member_epoch: _Optional[int] = ..., instance_id: _Optional[str] = ..., client_id: _Optional[str] = ..., peer: _Optional[str] = ..., topics: _Optional[_Union[GroupTopicNames, _Mapping]] = ..., owned: _Optional[_Union[GroupPartitions, _Mapping]] = ..., leave: bool = ..., processing_timeout_ms: _Optional[int] = ..., rack: _Optional[str] = ..., stream: bool = ..., start_at: _Optional[_Mapping[str, bytes]] = ..., start_positions: _Optional[_Iterable[_Union[GroupStartPosition, _Mapping]]] = ..., group_kind: _Optional[int] = ..., node_id: _Optional[int] = ..., join_id: _Optional[str] = ...) -> None: ...
 
 class GroupAssigned(_message.Message):
     __slots__ = ("topic", "topic_id", "partition", "offset", "fence")

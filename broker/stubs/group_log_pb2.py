@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62roker/stubs/group_log.proto\x12\x13postbus.internal.v1\"\x8b\x01\n\x0eGroupRecordKey\x12\r\n\x05group\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.postbus.internal.v1.GroupRecordKind\x12\x11\n\tmember_id\x18\x03 \x01(\t\x12\x10\n\x08topic_id\x18\x04 \x01(\t\x12\x11\n\tpartition\x18\x05 \x01(\x05\"L\n\rGroupSettings\x12\x0e\n\x06\x63onfig\x18\x01 \x01(\x0c\x12\x13\n\x0bgroup_epoch\x18\x02 \x01(\x03\x12\x16\n\x0e\x65mpty_since_us\x18\x03 \x01(\x03\"\x80\x02\n\x11GroupMemberRecord\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\x05\x12\x35\n\x06wanted\x18\x05 \x03(\x0b\x32%.postbus.internal.v1.GroupWantedTopic\x12\x12\n\nheartbeats\x18\x06 \x01(\x08\x12\x1d\n\x15processing_timeout_ms\x18\x07 \x01(\x03\x12\x16\n\x0ejoined_time_us\x18\x08 \x01(\x03\x12\x0c\n\x04rack\x18\t \x01(\t\x12\x14\n\x0cmember_epoch\x18\n \x01(\x05\"\xae\x01\n\x10GroupWantedTopic\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x10\n\x08start_at\x18\x02 \x01(\x0c\x12G\n\tpositions\x18\x03 \x03(\x0b\x32\x34.postbus.internal.v1.GroupWantedTopic.PositionsEntry\x1a\x30\n\x0ePositionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"5\n\nGroupOwner\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cstart_offset\x18\x02 \x01(\x03\"D\n\x0bGroupOffset\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x16\n\x0e\x63ommit_time_us\x18\x02 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\"%\n\nGroupTopic\x12\x17\n\x0fpartition_count\x18\x01 \x01(\x05*\xca\x01\n\x0fGroupRecordKind\x12!\n\x1dGROUP_RECORD_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aGROUP_RECORD_KIND_SETTINGS\x10\x01\x12\x1c\n\x18GROUP_RECORD_KIND_MEMBER\x10\x02\x12\x1b\n\x17GROUP_RECORD_KIND_OWNER\x10\x03\x12\x1c\n\x18GROUP_RECORD_KIND_OFFSET\x10\x04\x12\x1b\n\x17GROUP_RECORD_KIND_TOPIC\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62roker/stubs/group_log.proto\x12\x13postbus.internal.v1\"\x8b\x01\n\x0eGroupRecordKey\x12\r\n\x05group\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.postbus.internal.v1.GroupRecordKind\x12\x11\n\tmember_id\x18\x03 \x01(\t\x12\x10\n\x08topic_id\x18\x04 \x01(\t\x12\x11\n\tpartition\x18\x05 \x01(\x05\"L\n\rGroupSettings\x12\x0e\n\x06\x63onfig\x18\x01 \x01(\x0c\x12\x13\n\x0bgroup_epoch\x18\x02 \x01(\x03\x12\x16\n\x0e\x65mpty_since_us\x18\x03 \x01(\x03\"\x91\x02\n\x11GroupMemberRecord\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\x05\x12\x35\n\x06wanted\x18\x05 \x03(\x0b\x32%.postbus.internal.v1.GroupWantedTopic\x12\x12\n\nheartbeats\x18\x06 \x01(\x08\x12\x1d\n\x15processing_timeout_ms\x18\x07 \x01(\x03\x12\x16\n\x0ejoined_time_us\x18\x08 \x01(\x03\x12\x0c\n\x04rack\x18\t \x01(\t\x12\x14\n\x0cmember_epoch\x18\n \x01(\x05\x12\x0f\n\x07join_id\x18\x0b \x01(\t\"\xae\x01\n\x10GroupWantedTopic\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x10\n\x08start_at\x18\x02 \x01(\x0c\x12G\n\tpositions\x18\x03 \x03(\x0b\x32\x34.postbus.internal.v1.GroupWantedTopic.PositionsEntry\x1a\x30\n\x0ePositionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"5\n\nGroupOwner\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x14\n\x0cstart_offset\x18\x02 \x01(\x03\"D\n\x0bGroupOffset\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x16\n\x0e\x63ommit_time_us\x18\x02 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\"%\n\nGroupTopic\x12\x17\n\x0fpartition_count\x18\x01 \x01(\x05*\xca\x01\n\x0fGroupRecordKind\x12!\n\x1dGROUP_RECORD_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aGROUP_RECORD_KIND_SETTINGS\x10\x01\x12\x1c\n\x18GROUP_RECORD_KIND_MEMBER\x10\x02\x12\x1b\n\x17GROUP_RECORD_KIND_OWNER\x10\x03\x12\x1c\n\x18GROUP_RECORD_KIND_OFFSET\x10\x04\x12\x1b\n\x17GROUP_RECORD_KIND_TOPIC\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,22 +23,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GROUPWANTEDTOPIC_POSITIONSENTRY']._loaded_options = None
   _globals['_GROUPWANTEDTOPIC_POSITIONSENTRY']._serialized_options = b'8\001'
-  _globals['_GROUPRECORDKIND']._serialized_start=874
-  _globals['_GROUPRECORDKIND']._serialized_end=1076
+  _globals['_GROUPRECORDKIND']._serialized_start=891
+  _globals['_GROUPRECORDKIND']._serialized_end=1093
   _globals['_GROUPRECORDKEY']._serialized_start=54
   _globals['_GROUPRECORDKEY']._serialized_end=193
   _globals['_GROUPSETTINGS']._serialized_start=195
   _globals['_GROUPSETTINGS']._serialized_end=271
   _globals['_GROUPMEMBERRECORD']._serialized_start=274
-  _globals['_GROUPMEMBERRECORD']._serialized_end=530
-  _globals['_GROUPWANTEDTOPIC']._serialized_start=533
-  _globals['_GROUPWANTEDTOPIC']._serialized_end=707
-  _globals['_GROUPWANTEDTOPIC_POSITIONSENTRY']._serialized_start=659
-  _globals['_GROUPWANTEDTOPIC_POSITIONSENTRY']._serialized_end=707
-  _globals['_GROUPOWNER']._serialized_start=709
-  _globals['_GROUPOWNER']._serialized_end=762
-  _globals['_GROUPOFFSET']._serialized_start=764
-  _globals['_GROUPOFFSET']._serialized_end=832
-  _globals['_GROUPTOPIC']._serialized_start=834
-  _globals['_GROUPTOPIC']._serialized_end=871
+  _globals['_GROUPMEMBERRECORD']._serialized_end=547
+  _globals['_GROUPWANTEDTOPIC']._serialized_start=550
+  _globals['_GROUPWANTEDTOPIC']._serialized_end=724
+  _globals['_GROUPWANTEDTOPIC_POSITIONSENTRY']._serialized_start=676
+  _globals['_GROUPWANTEDTOPIC_POSITIONSENTRY']._serialized_end=724
+  _globals['_GROUPOWNER']._serialized_start=726
+  _globals['_GROUPOWNER']._serialized_end=779
+  _globals['_GROUPOFFSET']._serialized_start=781
+  _globals['_GROUPOFFSET']._serialized_end=849
+  _globals['_GROUPTOPIC']._serialized_start=851
+  _globals['_GROUPTOPIC']._serialized_end=888
 # @@protoc_insertion_point(module_scope)

@@ -46,7 +46,7 @@ class GroupSettings(_message.Message):
     def __init__(self, config: _Optional[bytes] = ..., group_epoch: _Optional[int] = ..., empty_since_us: _Optional[int] = ...) -> None: ...
 
 class GroupMemberRecord(_message.Message):
-    __slots__ = ("instance_id", "client_id", "peer", "node_id", "wanted", "heartbeats", "processing_timeout_ms", "joined_time_us", "rack", "member_epoch")
+    __slots__ = ("instance_id", "client_id", "peer", "node_id", "wanted", "heartbeats", "processing_timeout_ms", "joined_time_us", "rack", "member_epoch", "join_id")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class GroupMemberRecord(_message.Message):
     JOINED_TIME_US_FIELD_NUMBER: _ClassVar[int]
     RACK_FIELD_NUMBER: _ClassVar[int]
     MEMBER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    JOIN_ID_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     client_id: str
     peer: str
@@ -67,7 +68,8 @@ class GroupMemberRecord(_message.Message):
     joined_time_us: int
     rack: str
     member_epoch: int
-    def __init__(self, instance_id: _Optional[str] = ..., client_id: _Optional[str] = ..., peer: _Optional[str] = ..., node_id: _Optional[int] = ..., wanted: _Optional[_Iterable[_Union[GroupWantedTopic, _Mapping]]] = ..., heartbeats: bool = ..., processing_timeout_ms: _Optional[int] = ..., joined_time_us: _Optional[int] = ..., rack: _Optional[str] = ..., member_epoch: _Optional[int] = ...) -> None: ...
+    join_id: str
+    def __init__(self, instance_id: _Optional[str] = ..., client_id: _Optional[str] = ..., peer: _Optional[str] = ..., node_id: _Optional[int] = ..., wanted: _Optional[_Iterable[_Union[GroupWantedTopic, _Mapping]]] = ..., heartbeats: bool = ..., processing_timeout_ms: _Optional[int] = ..., joined_time_us: _Optional[int] = ..., rack: _Optional[str] = ..., member_epoch: _Optional[int] = ..., join_id: _Optional[str] = ...) -> None: ...
 
 class GroupWantedTopic(_message.Message):
     __slots__ = ("topic", "start_at", "positions")

@@ -1,117 +1,24 @@
-"""A coordinator on a log in memory, with time that only a test moves."""
+"""A coordinator on a replicated log in memory, with time that only a test moves."""
 
 import asyncio
 import heapq
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
-from postbus.v1 import record_pb2, subscriber_pb2
 
-from broker import errors
 from broker.clock import ManualClock
-from broker.groups.calls import HeartbeatCall, HeartbeatReply, Topic
+from broker.groups.calls import HeartbeatCall, HeartbeatReply
 from broker.groups.coordinator import GroupCoordinator
 from broker.groups.driver import CoordinatorSettings
-from broker.storage.batch import NewBatch
-from broker.storage.errors import DiskFull
 
+# No package here (tests are imported by path), so the folder of what they share has to be named.
+sys.path.insert(0, str(Path(__file__).parent))
 
-class FakeLog:
-    """A log and its table. `sync_by_itself` off: nothing is durable before `sync`."""
-
-    def __init__(self) -> None:
-        self.log_start_offset = 0
-        self.end_offset = 0
-        self.durable_end_offset = 0
-        self.on_progress: Callable[[], None] | None = None
-        self.sync_by_itself = True
-        self.full = False
-        self.batches: list[record_pb2.RecordBatch] = []
-        self.table: dict[bytes, bytes] = {}
-        self._unsynced: list[tuple[int, Sequence[Any]]] = []
-
-    def append(self, new: NewBatch, *, now_us: int, extra_ops: Sequence[Any] = ()) -> None:
-        if self.full:
-            raise DiskFull("full")
-        self.batches.append(record_pb2.RecordBatch.FromString(new.batch))
-        assert len(self.batches[-1].records) == new.record_count
-        self.end_offset += new.record_count
-        self._unsynced.append((self.end_offset, extra_ops))
-        if self.sync_by_itself:
-            asyncio.get_running_loop().call_soon(self.sync)
-
-    def sync(self, appends: int | None = None) -> None:
-        """Makes the oldest `appends` durable; None: all."""
-        for end_offset, ops in self._unsynced[:appends]:
-            for key, value in ops:
-                if value is None:
-                    self.table.pop(key, None)
-                else:
-                    self.table[key] = value
-            self.durable_end_offset = end_offset
-        del self._unsynced[:appends]
-        if self.on_progress is not None:
-            self.on_progress()
-
-    def crash(self) -> "FakeLog":
-        """What another process finds."""
-        after = FakeLog()
-        after.table = dict(self.table)
-        after.end_offset = after.durable_end_offset = self.durable_end_offset
-        after.log_start_offset = self.log_start_offset
-        return after
-
-    def table_put_op(self, key: bytes, value: bytes) -> tuple[bytes, bytes]:
-        return (key, value)
-
-    def table_delete_op(self, key: bytes) -> tuple[bytes, None]:
-        return (key, None)
-
-    async def table_items(self) -> list[tuple[bytes, bytes]]:
-        return sorted(self.table.items())
-
-    def trim(self, new_log_start: int) -> None:
-        assert new_log_start <= self.durable_end_offset
-        self.log_start_offset = new_log_start
-
-
-class FakeTopics:
-    """Topics with a high watermark of 100 everywhere."""
-
-    def __init__(self) -> None:
-        self.topics: dict[str, Topic] = {}
-        self.resolved: list[tuple[str, int, subscriber_pb2.StartPosition]] = []
-        self.failing = False
-        self._ids = count(1)
-
-    def create(self, name: str, partition_count: int) -> Topic:
-        self.topics[name] = Topic(name, f"{name}-{next(self._ids)}", partition_count)
-        return self.topics[name]
-
-    def by_name(self, name: str) -> Topic | None:
-        return self.topics.get(name)
-
-    def by_id(self, topic_id: str) -> Topic | None:
-        return next((topic for topic in self.topics.values() if topic.topic_id == topic_id), None)
-
-    async def resolve(self, topic_id: str, partition: int, start: subscriber_pb2.StartPosition) -> int:
-        await asyncio.sleep(0)
-        if self.failing:
-            raise errors.topic_not_found(topic_id)
-        self.resolved.append((topic_id, partition, start))
-        if start.WhichOneof("at") == "offset":
-            return start.offset
-        return 100 if start.edge == subscriber_pb2.LOG_EDGE_LATEST else 0
-
-    def high_watermark(self, topic_id: str, partition: int) -> int:
-        topic = self.by_id(topic_id)
-        if topic is None:
-            raise errors.topic_not_found(topic_id)
-        if not 0 <= partition < topic.partition_count:
-            raise errors.partition_not_found(topic.name, partition, topic.partition_count)
-        return 100
+from group_fakes import FakeTopics, SharedLog
 
 
 class FakeTimers:
@@ -158,20 +65,21 @@ async def turns(number: int = 50) -> None:
 
 
 class Bench:
-    """A coordinator and all around it."""
+    """A coordinator and all around it. Members of streams are watched for, as their nodes do."""
 
-    def __init__(self, log: FakeLog, topics: FakeTopics, **settings: Any) -> None:
-        self.log = log
+    def __init__(self, topics: FakeTopics, **settings: Any) -> None:
+        self.log = SharedLog()
         self.topics = topics
         self.clock = ManualClock()
         self.timers = FakeTimers(self.clock)
         self._settings = settings
         self._ids = count(1)
-        self.coordinator = self._new(log)
+        self.coordinator = self.new()
 
-    def _new(self, log: FakeLog) -> GroupCoordinator:
+    def new(self, partition: Any = None) -> GroupCoordinator:
+        """Another one."""
         return GroupCoordinator(
-            log,
+            partition or self.log.on(1),
             self.topics,
             clock=self.clock,
             call_later=self.timers.call_later,
@@ -180,17 +88,19 @@ class Bench:
         )
 
     async def restart(self) -> None:
-        """As after kill -9: only what was durable is there."""
-        log = self.log.crash()
+        """As after kill -9: only what was safe is there, and somebody else has led meanwhile."""
+        self.log.move(2, keep=0)
         await self.coordinator.close()
-        self.log = log
-        self.coordinator = self._new(log)
+        self.log.move(1)
+        self.coordinator = self.new()
         await self.coordinator.start()
         await turns()
 
     async def join(self, *topics: str, group: str = "g", **fields: Any) -> HeartbeatReply:
         fields.setdefault("stream", True)
-        return await self.coordinator.heartbeat(HeartbeatCall(group=group, topics=topics or ("a",), **fields))
+        reply = await self.coordinator.heartbeat(HeartbeatCall(group=group, topics=topics or ("a",), **fields))
+        self.coordinator.watch(group, reply.member_id, nothing)
+        return reply
 
     async def beat(self, member: HeartbeatReply, *numbers: int, group: str = "g", **fields: Any) -> HeartbeatReply:
         """A heartbeat that reports these partitions of topic a as owned."""
@@ -206,12 +116,16 @@ class Bench:
         )
 
 
+def nothing() -> None:
+    """Hears of changes."""
+
+
 @pytest.fixture
 async def bench():
     """One topic "a" of four partitions."""
     topics = FakeTopics()
     topics.create("a", 4)
-    made = Bench(FakeLog(), topics)
+    made = Bench(topics)
     await made.coordinator.start()
     yield made
     await made.coordinator.close()
@@ -224,6 +138,6 @@ def new_bench():
     def make(**settings: Any) -> Bench:
         topics = FakeTopics()
         topics.create("a", 4)
-        return Bench(FakeLog(), topics, **settings)
+        return Bench(topics, **settings)
 
     return make
