@@ -90,7 +90,7 @@ def with_original(before: PartitionState, terms: Terms) -> PartitionState | None
     isr = tuple(node_id for node_id in before.isr if node_id in replicas)
     if before.isr and not isr:
         return None
-    kept = replace(before, replicas=replicas, adding=(), removing=(), elr=_among(before.elr, replicas))
+    kept = replace(before, replicas=replicas, adding=(), removing=())
     return _numbered(before, _led(_in_sync(kept, isr, terms, ()), terms))
 
 
