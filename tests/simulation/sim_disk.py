@@ -143,10 +143,14 @@ class SimDisk:
 
     def wipe(self) -> None:
         """A new, empty disk, with a name that no other had."""
-        self.stores_count += 1
-        self.store_id = f"{self.name}-{self.stores_count}"
+        self.new_identity()
         self.databases: dict[str, Database] = {}
         self.files: dict[str, bytes] = {}
+
+    def new_identity(self) -> None:
+        """What is on it counts as another disk from now on."""
+        self.stores_count += 1
+        self.store_id = f"{self.name}-{self.stores_count}"
 
     def database(self, name: str) -> Database:
         if name not in self.databases:
