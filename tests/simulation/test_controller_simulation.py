@@ -167,6 +167,9 @@ class Cluster:
             )
         )
 
+    async def synced(self) -> None:
+        await self.until(lambda: len({node.log.state.index for node in self.nodes()}) == 1)
+
     def controller(self) -> Node:
         (active,) = [node for node in self.nodes() if node.log.active]
         return active
@@ -239,6 +242,7 @@ def test_when_a_node_dies_others_lead_within_a_second(seed: int, who: str) -> No
         cluster.start()
         await cluster.settled()
         await cluster.controller().execute(create())
+        await cluster.synced()
         active = cluster.controller().machine.node_id
         victim = active if who == "the controller" else active % 3 + 1
         cluster.machines[victim].kill()
@@ -262,6 +266,7 @@ def test_a_node_that_hangs_knows_by_itself_that_others_may_have_taken_over() -> 
         cluster.start()
         await cluster.settled()
         await cluster.controller().execute(create())
+        await cluster.synced()
         active = cluster.controller().machine.node_id
         for victim in (active % 3 + 1, active):
             node = cluster.node(victim)
@@ -386,6 +391,7 @@ def test_a_graceful_stop_moves_leaders_first() -> None:
         cluster.start()
         await cluster.settled()
         await cluster.controller().execute(create())
+        await cluster.synced()
         node = cluster.node(2)
         begin = loop.now
         assert await node.run(node.session.hand_over(None)) == ()
@@ -403,6 +409,7 @@ def test_leaders_get_their_isr_and_leadership_comes_back_gently() -> None:
         cluster.start()
         await cluster.settled()
         await cluster.controller().execute(create())
+        await cluster.synced()
         cluster.machines[2].kill()
         alive = cluster.node(1)
         await cluster.until(lambda: alive.log.state.nodes[2].fenced)
