@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from broker import __version__
-from broker.cli import cluster, doctor, exits, groups, publish, subscribe, topics
+from broker.cli import (
+    cluster,
+    cluster_changes,  # noqa: F401 - adds its commands to cluster.app
+    doctor,
+    exits,
+    groups,
+    publish,
+    subscribe,
+    topics,
+)
 from broker.cli.options import ADDRESS_ENV, OUTPUT_ENV, Output
 
 app = typer.Typer(

@@ -117,6 +117,30 @@ def pairs(texts: Iterable[str], what: str) -> list[tuple[str, str]]:
     return found
 
 
+def partition_name(text: str) -> tuple[str, int]:
+    """TOPIC/PARTITION."""
+    topic, slash, number = text.rpartition("/")
+    if not slash or not topic or not (number.isascii() and number.isdecimal()):
+        raise typer.BadParameter(f"{text!r} is not TOPIC/PARTITION, such as orders/0")
+    return topic, int(number)
+
+
+def partition_names(texts: Iterable[str]) -> list[tuple[str, int]]:
+    """TOPIC/PARTITION each."""
+    return [partition_name(text) for text in texts]
+
+
+def replica_lists(texts: Iterable[str]) -> dict[tuple[str, int], list[int]]:
+    """TOPIC/PARTITION=NODE,NODE… each."""
+    found = {}
+    for name, nodes in pairs(texts, "TOPIC/PARTITION"):
+        node_ids = [node.strip() for node in nodes.split(",")]
+        if not all(node_id.isascii() and node_id.isdecimal() for node_id in node_ids):
+            raise typer.BadParameter(f"{name}: {nodes!r} are not node numbers with commas between")
+        found[partition_name(name)] = [int(node_id) for node_id in node_ids]
+    return found
+
+
 def topic_settings(texts: Iterable[str]) -> dict[str, object]:
     """key=value each, by the names of TopicConfig, as `client.topics` takes them."""
     settings: dict[str, object] = {}

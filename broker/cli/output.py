@@ -96,11 +96,16 @@ def plain(message: Any) -> dict[str, Any]:
         elif _is_repeated(field):
             data[field.name] = [_plain_value(field, each) for each in value]
         elif field.has_presence and not message.HasField(field.name):
-            if field.message_type is None and field.containing_oneof is None:
+            if field.message_type is None and not _is_choice(field):
                 data[field.name] = None
         else:
             data[field.name] = _plain_value(field, value)
     return data
+
+
+def _is_choice(field: Any) -> bool:
+    """One of several; an `optional` field is alone in a oneof of its own."""
+    return field.containing_oneof is not None and len(field.containing_oneof.fields) > 1
 
 
 def _is_repeated(field: Any) -> bool:

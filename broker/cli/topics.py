@@ -1,6 +1,7 @@
 """`postbus topic …`: what topics there are, what holds for them, and changing that."""
 
 from datetime import timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,13 +43,31 @@ Config = Annotated[
     list[str], typer.Option("--config", metavar="KEY=VALUE", help="Any setting of a topic; may be repeated.")
 ]
 Labels = Annotated[list[str], typer.Option("--label", metavar="KEY=VALUE", help="Free for you; may be repeated.")]
+
+
+class CleanupPolicy(StrEnum):
+    """What retention does."""
+
+    DELETE = "delete"
+    COMPACT = "compact"
+    COMPACT_AND_DELETE = "compact-and-delete"
+
+
+Cleanup = Annotated[
+    CleanupPolicy | None,
+    typer.Option(
+        "--cleanup-policy", help="By time and size, or only the latest of a key stays, or both.", show_default=False
+    ),
+]
 Partitions = Annotated[
     list[int], typer.Option("--partition", "-p", metavar="N", min=0, help="Only this one; may be repeated.")
 ]
 
 
-def _settings(config: list[str], retention: str | None, retention_bytes: str | None) -> dict[str, object]:
-    settings = topic_settings(config)
+def _settings(
+    config: list[str], retention: str | None, retention_bytes: str | None, cleanup: CleanupPolicy | None
+) -> dict[str, object]:
+    settings = topic_settings([*config, *([f"cleanup_policy={cleanup.value}"] if cleanup is not None else [])])
     if retention is not None:
         settings["retention_time"] = timedelta(seconds=seconds(retention))
     if retention_bytes is not None:
@@ -63,8 +82,15 @@ def create(
     partitions: Annotated[
         int, typer.Option("--partitions", metavar="N", min=0, help="How many; 0: the broker's default.")
     ] = 0,
+    replication_factor: Annotated[
+        int,
+        typer.Option(
+            "--replication-factor", metavar="N", min=0, help="On how many nodes; 0: 3, or as many as there are."
+        ),
+    ] = 0,
     retention: Retention = None,
     retention_bytes: RetentionBytes = None,
+    cleanup_policy: Cleanup = None,
     config: Config = [],  # noqa: B006 - typer copies it
     label: Labels = [],  # noqa: B006 - typer copies it
     if_not_exists: Annotated[bool, typer.Option("--if-not-exists", help="It is fine if it is there.")] = False,
@@ -73,7 +99,7 @@ def create(
     address: Address = ADDRESS_DEFAULT,
 ) -> None:
     """Creates a topic."""
-    settings = _settings(config, retention, retention_bytes)
+    settings = _settings(config, retention, retention_bytes, cleanup_policy)
     labels = dict(pairs(label, "label"))
 
     async def work(client: "Client") -> tuple[Any, bool]:
@@ -81,7 +107,12 @@ def create(
 
         try:
             topic = await client.topics.create(
-                name, partition_count=partitions, config=settings, labels=labels, validate_only=dry_run
+                name,
+                partition_count=partitions,
+                replication_factor=replication_factor,
+                config=settings,
+                labels=labels,
+                validate_only=dry_run,
             )
         except AlreadyExists:
             if not if_not_exists:
@@ -151,22 +182,55 @@ def describe(name: Name, output: OutputOption = Output.TABLE, address: Address =
         data,
         lines(facts),
         Table(("SETTING", "VALUE", ""), settings, "Settings (times in seconds, sizes in bytes)"),
-        Table(
-            (">PARTITION", ">LEADER", ">START", ">END", ">RECORDS", ">SIZE"),
-            [
-                (
-                    each.partition,
-                    each.leader_node_id if each.HasField("leader_node_id") else "none",
-                    each.log_start_offset,
-                    each.high_watermark,
-                    each.high_watermark - each.log_start_offset,
-                    bytes_text(each.size_bytes),
-                )
-                for each in partitions
-            ],
-            "Partitions",
-        ),
+        _partitions_table(partitions),
+        *([_replicas_table(partitions)] if any(len(each.replicas) > 1 for each in partitions) else []),
     )
+
+
+def _partitions_table(partitions: list[Any]) -> Table:
+    def ids(partition: Any, kind: str) -> str:
+        return ",".join(str(replica.node_id) for replica in partition.replicas if not kind or getattr(replica, kind))
+
+    return Table(
+        (">PARTITION", ">LEADER", ">EPOCH", "REPLICAS", "ISR", "ELR", ">START", ">END", ">RECORDS", ">SIZE"),
+        [
+            (
+                each.partition,
+                each.leader_node_id if each.HasField("leader_node_id") else "none",
+                each.leader_epoch,
+                ids(each, ""),
+                ids(each, "in_sync"),
+                ids(each, "eligible") or "-",
+                each.log_start_offset,
+                each.high_watermark,
+                each.high_watermark - each.log_start_offset,
+                bytes_text(each.size_bytes),
+            )
+            for each in partitions
+        ],
+        "Partitions",
+    )
+
+
+def _replicas_table(partitions: list[Any]) -> Table:
+    rows = []
+    for partition in partitions:
+        end = max((replica.end_offset for replica in partition.replicas if not replica.unknown), default=0)
+        for replica in partition.replicas:
+            roles = [
+                role
+                for role, holds in (
+                    ("leader", partition.HasField("leader_node_id") and partition.leader_node_id == replica.node_id),
+                    ("in sync", replica.in_sync),
+                    ("eligible", replica.eligible),
+                    ("moving", replica.reassigning),
+                )
+                if holds
+            ]
+            known = (replica.end_offset, replica.durable_end_offset, end - replica.end_offset)
+            offsets = ("unknown", "unknown", "") if replica.unknown else known
+            rows.append((partition.partition, replica.node_id, ", ".join(roles) or "behind", *offsets))
+    return Table((">PARTITION", ">NODE", "STATE", ">END", ">FSYNCED", ">LAG"), rows, "Replicas")
 
 
 @app.command()
@@ -175,6 +239,7 @@ def alter(
     *,
     retention: Retention = None,
     retention_bytes: RetentionBytes = None,
+    cleanup_policy: Cleanup = None,
     config: Config = [],  # noqa: B006 - typer copies it
     reset: Annotated[
         list[str], typer.Option("--reset", metavar="KEY", help="Back to the default; may be repeated.")
@@ -186,9 +251,11 @@ def alter(
     address: Address = ADDRESS_DEFAULT,
 ) -> None:
     """Changes the settings that are named, and no others."""
-    settings = _settings(config, retention, retention_bytes)
+    settings = _settings(config, retention, retention_bytes, cleanup_policy)
     if not settings and not reset and not label:
-        raise typer.BadParameter("say what to change: --retention, --retention-bytes, --config, --reset or --label")
+        raise typer.BadParameter(
+            "say what to change: --retention, --retention-bytes, --cleanup-policy, --config, --reset or --label"
+        )
     labels = dict(pairs(label, "label")) if label else None
     for key in reset:
         setting(key)

@@ -19,6 +19,9 @@ from postbus import Client, NewRecord
 
 from broker.cli.main import main
 
+# No package here (tests are imported by path), so the fake's folder has to be named.
+sys.path.insert(0, str(Path(__file__).parent))
+
 T = TypeVar("T")
 
 POSTBUS = (sys.executable, "-m", "broker.cli.main")
@@ -297,6 +300,12 @@ def cli(shared_broker: Broker) -> Cli:
 def inside(shared_broker: Broker) -> Inside:
     """The command in this process, against the shared broker."""
     return Inside(shared_broker.address)
+
+
+@pytest.fixture
+def inside_of() -> Callable[[str], Inside]:
+    """The same, against any address."""
+    return Inside
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Managing topics, groups and the cluster: one method a call, Python values in, the API's own messages out.
+"""Managing topics and groups: one method a call, Python values in, the API's own messages out.
 
 The messages (`postbus.v1`) are typed and complete; wrapping each in a class of its own would only lag behind them.
 Every call is repeated at the next address while the answer is "not now", until its timeout.
@@ -16,7 +16,7 @@ from google.protobuf import duration_pb2, field_mask_pb2
 from postbus import errors
 from postbus.connection import Connections
 from postbus.positions import Start, duration, start_position
-from postbus.v1 import cluster_pb2, group_pb2, record_pb2, subscriber_pb2, topic_pb2
+from postbus.v1 import group_pb2, record_pb2, subscriber_pb2, topic_pb2
 
 CALL_TIMEOUT: Final = 30.0
 PAGE_SIZE: Final = 500
@@ -26,13 +26,15 @@ GroupConfig = group_pb2.GroupConfig | Mapping[str, object]
 ConfigT = TypeVar("ConfigT", topic_pb2.TopicConfig, group_pb2.GroupConfig)
 
 
-class _Calls:
+class Calls:
+    """What asks through the client's connections."""
+
     def __init__(self, connections: Connections, *, timeout: float = CALL_TIMEOUT) -> None:
         self._connections = connections
         self._timeout = timeout
 
 
-class Topics(_Calls):
+class Topics(Calls):
     """`client.topics`."""
 
     async def create(
@@ -185,7 +187,7 @@ class Topics(_Calls):
         return list(answer.partitions)
 
 
-class Groups(_Calls):
+class Groups(Calls):
     """`client.groups`."""
 
     async def create(self, name: str, *, config: GroupConfig | None = None) -> group_pb2.Group:
@@ -291,41 +293,6 @@ class Groups(_Calls):
             "GroupService/CommitOffsets", request, group_pb2.CommitOffsetsResponse.FromString, timeout=self._timeout
         )
         return answer.report
-
-
-class Cluster(_Calls):
-    """`client.cluster`."""
-
-    async def metadata(self, *, topics: Sequence[str] = ()) -> cluster_pb2.GetMetadataResponse:
-        """Nodes, and leaders of partitions."""
-        return await self._connections.call(
-            "ClusterService/GetMetadata",
-            cluster_pb2.GetMetadataRequest(topics=topics),
-            cluster_pb2.GetMetadataResponse.FromString,
-            timeout=self._timeout,
-        )
-
-    async def features(self) -> cluster_pb2.GetServerFeaturesResponse:
-        """What the cluster can do, and its limits."""
-        return await self._connections.call(
-            "ClusterService/GetServerFeatures",
-            cluster_pb2.GetServerFeaturesRequest(),
-            cluster_pb2.GetServerFeaturesResponse.FromString,
-            timeout=self._timeout,
-        )
-
-    async def quorum(self) -> cluster_pb2.GetQuorumResponse:
-        """Controllers and how far each is."""
-        return await self._connections.call(
-            "ClusterService/GetQuorum",
-            cluster_pb2.GetQuorumRequest(),
-            cluster_pb2.GetQuorumResponse.FromString,
-            timeout=self._timeout,
-        )
-
-    async def info(self) -> tuple[cluster_pb2.GetMetadataResponse, cluster_pb2.GetServerFeaturesResponse]:
-        """Both in one: metadata and features."""
-        return await self.metadata(), await self.features()
 
 
 def _names(config: TopicConfig | GroupConfig) -> list[str]:

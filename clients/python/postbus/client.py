@@ -18,7 +18,8 @@ import grpc
 
 from postbus import compression as codecs
 from postbus import errors
-from postbus.admin import Cluster, Groups, Topics
+from postbus.admin import Groups, Topics
+from postbus.cluster import Cluster
 from postbus.connection import Connections
 from postbus.lanes import BulkDelivery, Delivery
 from postbus.positions import Start, duration, start_position

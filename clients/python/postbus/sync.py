@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from postbus import errors
-from postbus.admin import Cluster, Groups, Topics
+from postbus.admin import Groups, Topics
 from postbus.client import Client, ClientOptions
+from postbus.cluster import Cluster
 from postbus.lanes import BulkDelivery, Delivery
 from postbus.positions import Start
 from postbus.publisher import BulkRecord, Publisher, PublisherOptions
