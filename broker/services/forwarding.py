@@ -205,6 +205,12 @@ class Forwarding:
             },
         )
 
+    def nodes_changed(self) -> None:
+        """Nodes came or went: those that are gone answer nothing any more."""
+        for route, (partition, _) in list(self._listening.items()):
+            self._follow(route, partition)
+            self._run(route, partition)
+
     def close(self) -> None:
         """Ends the timer and the loads; what is on its way is not waited for."""
         if self._timer is not None:

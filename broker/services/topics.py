@@ -118,7 +118,10 @@ class TopicService:
         """AddPartitions."""
         self._existing("name", request.name)
         command = AddPartitions(
-            name=request.name, partition_count=request.partition_count, seed=self._random.getrandbits(31)
+            name=request.name,
+            partition_count=request.partition_count,
+            now_us=self._clock.wall_us(),
+            seed=self._random.getrandbits(31),
         )
         state = await self._carry_out(command, call)
         return topic_pb2.AddPartitionsResponse(topic=self._described(state.topics[request.name]))

@@ -16,6 +16,7 @@ from postbus.v1 import (
 )
 
 from broker.node import Node
+from broker.replication.partitions import PartitionedTopic
 
 
 @dataclass
@@ -31,6 +32,10 @@ class LiveNode:
         self.subscriber = subscriber_pb2_grpc.SubscriberServiceStub(self.channel)
         self.groups = group_pb2_grpc.GroupServiceStub(self.channel)
         self.topics = topic_pb2_grpc.TopicServiceStub(self.channel)
+
+    def topic(self, name: str) -> PartitionedTopic:
+        """A topic as the node's own code sees it."""
+        return self.node._bus.partitions.topic(name)
 
     async def create(self, topic: str, partition_count: int = 1, **config: Any) -> None:
         """A topic."""

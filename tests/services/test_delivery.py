@@ -1,5 +1,6 @@
 """What subscribers get: hand-joined bytes as Protobuf would write them, and exactly the records that were asked for."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -91,14 +92,55 @@ def test_pieces_cover_exactly_what_was_asked_for(  # noqa: PLR0917 - drawn
     assert got == chosen[begin:stop] if begin < stop else not got
 
 
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.binary(max_size=20)), max_size=10),
+    st.integers(0, 3),
+    any_codec,
+    st.integers(-3, 40),
+    st.integers(-3, 40),
+    st.integers(0, 5),
+)
+def test_what_compaction_left_keeps_its_offsets(  # noqa: PLR0917 - drawn
+    left: list[tuple[int, bytes]], gap_at_the_end: int, codec: int, first: int, end: int, records_max: int
+) -> None:
+    """Each record that is left, under its own offset; a piece covers the gaps between and after its records."""
+    offsets, at = [], -1
+    for step, _ in left:
+        at += step
+        offsets.append(at)
+    span = at + 1 + gap_at_the_end
+    batch = batch_at(100, [record_pb2.Record(value=value) for _, value in left], codec if left else 0)
+    batch = dataclasses.replace(batch, end_offset=100 + span, deltas=envelope.encode_indexes(offsets))
+    wanted = {100 + offset: value for offset, (_, value) in zip(offsets, left, strict=True) if first <= offset < end}
+    got: dict[int, bytes] = {}
+    at = 100 + max(first, 0)
+    for piece in delivery.pieces(
+        batch, first_offset=100 + first, end_offset=100 + end, limits=limits(room=200, records=records_max)
+    ):
+        inside = records_in(piece)
+        assert len(inside) == piece.record_count and (not records_max or len(inside) <= records_max)
+        assert piece.base_offset == at < piece.end_offset
+        deltas = piece.offset_deltas or range(len(inside))
+        for delta, record in zip(deltas, inside, strict=True):
+            assert piece.base_offset + delta < piece.end_offset
+            got[piece.base_offset + delta] = record.value
+        at = piece.end_offset
+    assert got == wanted
+    few = delivery.end_after(batch, 100 + max(first, 0), 2)
+    between = [offset for offset in offsets if 100 + max(first, 0) <= 100 + offset < few]
+    assert len(between) == min(2, sum(offset >= max(first, 0) for offset in offsets))
+    assert delivery.has_records(batch, 100 + first, 100 + end) == bool(wanted)
+
+
 @given(batches_of(), any_codec)
 def test_a_whole_batch_goes_out_verbatim(chosen: list[record_pb2.Record], codec: int) -> None:
-    """The very object that was stored, if the subscriber can read it and it fits."""
+    """The very bytes that were stored, not copied, if the subscriber can read it and it fits."""
     batch = batch_at(5, chosen, codec)
     (piece,) = delivery.pieces(
         batch, first_offset=0, end_offset=100, limits=limits(codecs=frozenset({codec}), records=len(chosen))
     )
-    assert piece.batch is batch.batch
+    assert isinstance(piece.batch, memoryview) and piece.batch.obj is batch.envelope and piece.batch == batch.batch
 
 
 def test_a_record_that_fits_no_response_is_named() -> None:
@@ -134,7 +176,7 @@ def test_hand_joined_bytes_are_protobufs_own(  # noqa: PLR0917 - drawn
     """Byte for byte what the public message gives, in both responses; the length is right; the envelope is bounded."""
     partition = FakePartition(topic, number, high_watermark)
     batch = batch_at(base, chosen)
-    piece = Piece(base, base + len(chosen), batch.batch)
+    piece = Piece(base, base + len(chosen), batch.batch, len(chosen))
     parts, length = delivery.encode(piece, partition=partition, stored=batch, fence=fence)  # type: ignore[arg-type]
     joined = b"".join(parts)
     expected = subscriber_pb2.DeliveredBatch(leader_epoch=3, high_watermark=high_watermark)

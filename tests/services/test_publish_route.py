@@ -75,11 +75,10 @@ class World:
             return  # the stream refuses it
         part = Part(source=source, repeatable=repeatable, size=1)
         self.parts.append(part)
-        if self.route.direct:
-            if self.refuse is None:
-                self.route.take(part)
-                assert self.append(part, ME)
-                return
+        if self.route.direct and self.refuse is None:
+            self.route.take(part)
+            assert self.append(part, ME)
+            return
         self.route.submit(part)
         self.run()
 

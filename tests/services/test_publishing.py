@@ -9,7 +9,6 @@ import pytest
 from live_node import LiveNode, OpenNode
 from postbus.v1 import error_pb2, publisher_pb2, record_pb2, subscriber_pb2, topic_pb2
 
-from broker.replication.partitions import LedTopic
 from broker.services import batches
 from broker.storage.batch import NewBatch
 from broker.storage.errors import StoreFailed
@@ -21,10 +20,6 @@ def request(topic: str, *keys: bytes, request_id: str = "", **fields: Any) -> pu
     for number, key in enumerate(keys):
         published.batch.records.add(key=key, value=key + b" %d" % number)
     return published
-
-
-def led(bus: LiveNode, topic: str) -> LedTopic:
-    return bus.node._partitions.topic(topic)
 
 
 async def values(bus: LiveNode, topic: str) -> dict[int, list[bytes]]:
@@ -55,7 +50,8 @@ async def test_a_retry_adds_the_parts_that_a_crash_left_out(open_node: OpenNode)
     bus = await open_node()
     await bus.create("t", COUNT)
     published = request("t", *KEYS, request_id="r")
-    await led(bus, "t").load_request_ids()
+    for partition in bus.topic("t").partitions:
+        await partition.local.load_request_ids()
     part = next(
         part
         for part in batches.split_by_key(
@@ -63,7 +59,7 @@ async def test_a_retry_adds_the_parts_that_a_crash_left_out(open_node: OpenNode)
         )
         if part.partition == 1
     )
-    led(bus, "t").partitions[1].append(
+    bus.topic("t").partitions[1].append(
         NewBatch(batch=part.batch, record_count=part.record_count, request_id=b"r", record_indexes=part.record_indexes)
     )
     first = await bus.publisher.Publish(published)
@@ -97,7 +93,7 @@ async def test_request_ids_survive_a_restart(open_node: OpenNode) -> None:
     await bus.channel.close()
     await bus.node.stop()
     bus = await open_node()
-    assert not led(bus, "t").request_ids_loaded
+    assert not any(partition.local.request_ids_loaded for partition in bus.topic("t").partitions)
     answers = await asyncio.gather(*(bus.publisher.Publish(published) for published in (split, whole) * 3))
     assert all(part.duplicate for answer in answers for part in answer.ranges)
     assert sum(map(len, (await values(bus, "t")).values())) == len(KEYS) + 1
@@ -198,7 +194,7 @@ async def test_a_stream_ends_whatever_the_log_raises(open_node: OpenNode, error:
     """Storage's refusals answer the request and block what follows; a fault ends the stream. Neither hangs it."""
     bus = await open_node()
     await bus.create("t", 2)
-    log = led(bus, "t").partitions[0].log
+    log = bus.topic("t").partitions[0].local
     append = log.append
 
     def fails(*_: Any, **__: Any) -> Any:
@@ -220,8 +216,8 @@ async def test_a_topic_that_goes_while_its_records_wait_answers_them(open_node: 
     """Unary and on a stream: NOT_FOUND, and the stream goes on."""
     bus = await open_node()
     await bus.create("t")
-    partition = led(bus, "t").partitions[0]
-    partition.log.on_progress = None  # nothing becomes durable as far as the partition hears
+    partition = bus.topic("t").partitions[0]
+    partition.local.on_progress = None  # nothing becomes durable as far as the partition hears
     both, when_safe, waiting = asyncio.Event(), partition.when_safe, []
 
     def counted(*arguments: Any) -> None:

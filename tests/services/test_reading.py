@@ -84,7 +84,7 @@ async def test_a_fetch_that_waits_is_told_that_its_topic_went(open_node: OpenNod
     bus = await open_node()
     await bus.create("t")
     waiting = bus.subscriber.Fetch(fetch("t", 0, max_wait=Duration(seconds=60)))
-    partition = bus.node._partitions.topic("t").partitions[0]
+    partition = bus.topic("t").partitions[0]
     while not partition._listeners:  # noqa: ASYNC110 - until it waits
         await asyncio.sleep(0)
     await bus.topics.DeleteTopic(topic_pb2.DeleteTopicRequest(name="t"))

@@ -21,7 +21,7 @@ async def test_no_read_begins_after_the_stream_has_ended(open_node: OpenNode) ->
         await bus.publish("t", b"cold", partition=partition)
     reads: list[int] = []
     two_began, go_on = asyncio.Event(), asyncio.Event()
-    for partition in bus.node._partitions.topic("t").partitions:
+    for partition in bus.topic("t").partitions:
         read = partition.log.read
 
         async def held(*arguments: Any, number: int = partition.number, read: Any = read, **named: Any) -> Any:
@@ -52,7 +52,7 @@ async def test_no_read_begins_after_the_stream_has_ended(open_node: OpenNode) ->
     for _ in range(20):
         await asyncio.sleep(0)
     assert len(reads) == 2
-    assert not any(partition._listeners for partition in bus.node._partitions.topic("t").partitions)
+    assert not any(partition._listeners for partition in bus.topic("t").partitions)
 
 
 async def test_every_cold_partition_has_its_turn(open_node: OpenNode) -> None:
@@ -78,12 +78,12 @@ async def test_batches_of_one_record_hold_up_nobody(open_node: OpenNode) -> None
     """Each costs the loop time whatever its size: an answer holds so many at most, and the next goes on there."""
     bus = await open_node()
     await bus.create("t")
-    (partition,) = bus.node._partitions.topic("t").partitions
+    (partition,) = bus.topic("t").partitions
     count = 2 * BATCHES_PER_RESPONSE_MAX + 10
     for number in range(count):
         batch = record_pb2.RecordBatch(records=[record_pb2.Record(value=b"%d" % number)]).SerializeToString()
         partition.append(NewBatch(batch=batch, record_count=1))
-    await partition.log.barrier()
+    await partition.local.barrier()
     start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
     streamed: list[bytes] = []
     fetched: list[bytes] = []
@@ -114,13 +114,13 @@ async def test_what_is_read_ahead_is_bounded_for_all_partitions_together(open_no
     ahead_max = SubscriberSettings().partitions_ahead_max
     count = 3 * ahead_max
     await bus.create("t", count)
-    partitions = bus.node._partitions.topic("t").partitions
+    partitions = bus.topic("t").partitions
     # More than the client's window and what gRPC buffers, with a few partitions alone.
     batch = record_pb2.RecordBatch(records=[record_pb2.Record(value=bytes(500_000))]).SerializeToString()
     for partition in partitions:
         for _ in range(4):
             partition.append(NewBatch(batch=batch, record_count=1))
-        await partition.log.barrier()
+        await partition.local.barrier()
     call = bus.subscriber.Subscribe()
     start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
     await call.write(subscriber_pb2.SubscribeRequest(start=start))
