@@ -133,6 +133,7 @@ class GroupSession(Subscription):
         self._joined = False
         self._changed = False
         self._commits: dict[PartitionKey, CommitEntry] = {}
+        self._on_their_way: list[list[CommitEntry]] = []
         self._committed: dict[PartitionKey, tuple[int, int]] = {}
         self._retries: dict[PartitionKey, tuple[int, int]] = {}
         self._attention = asyncio.Event()
@@ -197,12 +198,12 @@ class GroupSession(Subscription):
 
     async def finish(self) -> None:
         """A half-close: commits what was acknowledged, then leaves; a static member keeps its place unless it says."""
+        # What is on its way may go to a coordinator that moves, and nobody repeats it once this stream is gone.
+        for entries in reversed(self._on_their_way):
+            self._keep(entries)
         await self._commit_pending()
-        if self.plan.instance_id and not self._static_leave:
-            # A commit may be under way already; an empty one is durable after it.
-            await self._coordinator.commit(self.plan.group, self.member_id, [])
-            return
-        await self._leave_group()
+        if not self.plan.instance_id or self._static_leave:
+            await self._leave_group()
 
     async def leave(self) -> None:
         """The stream ended: the member has half a second to come back, unless it left."""
@@ -440,17 +441,23 @@ class GroupSession(Subscription):
         all_counted = True
         while self._commits:
             entries, self._commits = list(self._commits.values()), {}
+            self._on_their_way.append(entries)
             try:
                 outcomes = await self._coordinator.commit(self.plan.group, self.member_id, entries)
             except PostbusError:
-                # They stay to be made, unless newer ones came.
-                for entry in entries:
-                    self._commits.setdefault((entry.topic_id, entry.partition), entry)
+                self._keep(entries)
                 raise
+            finally:
+                self._on_their_way.remove(entries)
             for entry, outcome in zip(entries, outcomes, strict=True):
                 self._report_commit(entry, outcome)
                 all_counted = all_counted and outcome is None
         return all_counted
+
+    def _keep(self, entries: list[CommitEntry]) -> None:
+        """They are still to be made, unless newer ones came."""
+        for entry in entries:
+            self._commits.setdefault((entry.topic_id, entry.partition), entry)
 
     def _report_commit(self, entry: CommitEntry, outcome: PostbusError | None) -> None:
         topic = self.surroundings.partitions.find(entry.topic_id)

@@ -11,7 +11,9 @@ from live_node import LiveNode, OpenNode
 from postbus.v1 import group_pb2, record_pb2, subscriber_pb2
 
 from broker.errors import PostbusError, Reason
+from broker.groups.client import CoordinatorClient
 from broker.groups.coordinator import GroupCoordinator
+from broker.services import group_session
 from broker.services.group_session import GroupSession
 from broker.storage.batch import NewBatch
 
@@ -42,8 +44,8 @@ class Member:
     async def status(self) -> grpc.StatusCode:
         """How the stream ends."""
         with contextlib.suppress(grpc.aio.AioRpcError):
-            while await self.call.read() is not grpc.aio.EOF:
-                pass
+            while (response := await self.call.read()) is not grpc.aio.EOF:
+                self.came.append(response)
         code: grpc.StatusCode = await self.call.code()
         return code
 
@@ -208,6 +210,85 @@ async def test_on_send_sends_nothing_whose_commit_was_refused(bus: LiveNode, mon
         assert not any(response.batches for response in member.came)
 
 
+async def test_acknowledgements_outlast_a_coordinator_that_is_nowhere(
+    bus: LiveNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream goes on, and what was acknowledged meanwhile is committed once there is a coordinator again."""
+    commit, failures = CoordinatorClient.commit, 3
+
+    async def nowhere(*arguments: Any) -> Any:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise refused(Reason.ERROR_REASON_NO_LEADER)
+        return await commit(*arguments)
+
+    monkeypatch.setattr(CoordinatorClient, "commit", nowhere)
+    monkeypatch.setattr(group_session, "COORDINATOR_RETRY_S", 0.01)
+    async with asyncio.timeout(20):
+        member = Member(bus, report_acks=True)
+        await member.send(start=member.start)
+        await member.send(acks=[(await member.batch()).delivery])
+        committed = await member.until(lambda response: response.ack_report.committed)
+        assert committed[0].offset == 1
+        assert not failures
+        await bus.publish("t", b"another", partition=0)
+        assert (await member.until(lambda response: [b for b in response.batches if b.delivery.base_offset == 1]))
+
+
+async def test_a_half_close_commits_what_was_on_its_way(bus: LiveNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator goes with a commit under way: the end of the stream says it again, and only then leaves."""
+    commit, calls, never = CoordinatorClient.commit, 0, asyncio.Event()
+
+    async def first_is_lost(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await never.wait()
+        return await commit(*arguments)
+
+    monkeypatch.setattr(CoordinatorClient, "commit", first_is_lost)
+    async with asyncio.timeout(20):
+        member = Member(bus)
+        await member.send(start=member.start)
+        batch = await member.batch()
+        await member.send(acks=[batch.delivery], command_id=1)
+        await member.until(lambda response: response.command_id == 1)
+        await member.call.done_writing()
+        assert await member.status() == grpc.StatusCode.OK
+    found = await bus.groups.GetCommittedOffsets(group_pb2.GetCommittedOffsetsRequest(group=GROUP))
+    assert {place.partition: place.offset for place in found.offsets}[batch.delivery.partition] == 1
+
+
+async def test_a_stream_that_slept_asks_what_it_holds_before_it_delivers(
+    bus: LiveNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was stopped: others may have the partitions. What is theirs is not sent here once more."""
+    heartbeat, gone = CoordinatorClient.heartbeat, False
+
+    async def expired(self: CoordinatorClient, call: Any, **options: Any) -> Any:
+        if gone and call.member_epoch and not call.leave:
+            raise refused(Reason.ERROR_REASON_ASSIGNMENT_LOST)
+        return await heartbeat(self, call, **options)
+
+    monkeypatch.setattr(CoordinatorClient, "heartbeat", expired)
+    async with asyncio.timeout(20):
+        member = Member(bus)
+        await member.send(start=member.start)
+        await member.batch()
+        session = session_of(bus)
+        session._ticked_at -= 20
+        await bus.publish("t", b"after a short sleep")
+        await member.batch()
+        assert not session._unsure
+        gone = True
+        session._ticked_at -= 20
+        await bus.publish("t", b"not for this member")
+        count = len(member.came)
+        assert await member.status() == grpc.StatusCode.ABORTED
+        assert not any(response.batches for response in member.came[count:])
+
+
 async def test_a_unary_acknowledgement_answers_once_it_is_durable(
     bus: LiveNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +338,7 @@ async def test_a_member_that_hangs_and_does_not_read_leaves_nothing_behind(open_
     """Its stream is stuck in a write: the processing timeout ends that too, not only the membership."""
     bus = await open_node()
     await bus.create("t")
-    (partition,) = bus.node._partitions.topic("t").partitions
+    (partition,) = bus.node._bus.partitions.topic("t").partitions
     batch = record_pb2.RecordBatch(records=[record_pb2.Record(value=bytes(900_000))]).SerializeToString()
     for _ in range(30):
         partition.append(NewBatch(batch=batch, record_count=1))

@@ -86,6 +86,30 @@ def test_the_window_asks_its_trackers_seldom() -> None:
     assert len(asked) == 1
 
 
+def test_acknowledgements_that_can_not_be_committed_give_no_room() -> None:
+    """One window more at most, until the coordinator is there again."""
+    trackers = {("t", 0): AckTracker(start_offset=0, fence=1)}
+    plan: Any = type("FakePlan", (), {"window_records": 3, "window_bytes": 1 << 22})()
+    window = WindowLimit(plan, trackers)
+    sent = 0
+
+    def send_and_acknowledge() -> bool:
+        nonlocal sent
+        if not window.open():
+            return False
+        trackers["t", 0].sent(sent, sent + 1, record_count=1, size_bytes=1, now=0.0)
+        window.spend(1, 1)
+        trackers["t", 0].acknowledge(sent, sent + 1, fence=1, now=0.0)
+        sent += 1
+        return True
+
+    assert all(send_and_acknowledge() for _ in range(10))
+    window.frozen = True
+    assert sum(send_and_acknowledge() for _ in range(10)) <= 3
+    window.frozen = False
+    assert all(send_and_acknowledge() for _ in range(10))
+
+
 async def test_a_static_member_that_half_closes_is_told_ok_when_its_commit_is_durable(open_node: OpenNode) -> None:
     """It keeps its partitions, so that nothing else waits for a commit that is under way."""
     bus = await open_node()
@@ -96,7 +120,7 @@ async def test_a_static_member_that_half_closes_is_told_ok_when_its_commit_is_du
     await call.write(subscriber_pb2.SubscribeRequest(start=start))
     while not (response := await call.read()).batches:
         pass
-    coordinator = bus.node._coordinator
+    coordinator = bus.node._bus.groups
     commit, began, go_on, finished = coordinator.commit, asyncio.Event(), asyncio.Event(), []
 
     async def slow(*arguments: Any) -> Any:
