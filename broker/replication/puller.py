@@ -149,9 +149,8 @@ class _Leader:
         self._schedule()
 
     def ask_all(self) -> None:
-        for log_id, partition in self._partitions.items():
-            if partition.followed is not None and partition.followed.matched:
-                self._starts[log_id] = None
+        # Those that were asked for and not answered yet, too: the question named the broker epoch before.
+        self._starts.update(dict.fromkeys(self._partitions))
         self._schedule()
 
     def forget(self, partition: FollowingPartition) -> bool:
