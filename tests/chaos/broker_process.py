@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-WAIT_S = 60.0
+WAIT_S = float(os.environ.get("POSTBUS_TEST_WAIT_S", "60"))
 STDERR_LINES_KEPT = 200
 
 
