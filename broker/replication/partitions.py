@@ -161,7 +161,7 @@ class Partitions:
             self._shared.nodes = new.nodes
             self._shared.registered = {node_id: _registered(node) for node_id, node in new.nodes.items()}
         if self._shared.feeder is not None:
-            self._shared.feeder.throttle.bytes_per_s = new.throttle_bytes_per_s
+            self._shared.feeder.throttle.bytes_per_s = new.throttle_bytes_per_s or self.settings.catch_up_bytes_per_s
         for topic in changes.deleted:
             if topic.topic_id in self._by_id:
                 self._delete(topic)
@@ -258,13 +258,12 @@ class Partitions:
         return topic
 
     def find(self, topic_id: str) -> PartitionedTopic | None:
-        """By id."""
-        return self._by_id.get(topic_id)
+        """By id; not the broker's own."""
+        return _of_users(self._by_id.get(topic_id))
 
     def find_name(self, name: str) -> PartitionedTopic | None:
         """By name; not the broker's own."""
-        topic = self._by_name.get(name)
-        return None if topic is None or topic.internal else topic
+        return _of_users(self._by_name.get(name))
 
     def internal(self, name: str) -> PartitionedTopic | None:
         """One of the broker's own, by name."""
@@ -275,8 +274,16 @@ class Partitions:
         """By the number of its log."""
         return self._by_log_id.get(log_id)
 
+    def every_topic(self) -> list[PartitionedTopic]:
+        """The broker's own, too."""
+        return list(self._by_id.values())
+
     def __iter__(self) -> Iterator[PartitionedTopic]:
-        return iter(list(self._by_id.values()))
+        return (topic for topic in self.every_topic() if not topic.internal)
+
+
+def _of_users(topic: PartitionedTopic | None) -> PartitionedTopic | None:
+    return None if topic is None or topic.internal else topic
 
 
 def _registered(node: NodeState) -> Registered:

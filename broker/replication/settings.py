@@ -22,6 +22,8 @@ class ReplicationSettings:
     """Bytes that a leader may have under way to a follower. Memory on both sides; less costs throughput."""
     catch_up_credit_bytes: int = 4 * MIB
     """The same for replicas that are not in sync yet."""
+    catch_up_bytes_per_s: int = 0
+    """Bytes a second to all replicas that catch up, unless an operator's throttle says otherwise; 0: no limit."""
     response_bytes_max: int = MIB
     """Bytes of batches in one message to a follower, but for one that is larger by itself."""
     partition_bytes_max: int = 256 * 1024
