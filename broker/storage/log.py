@@ -105,6 +105,8 @@ class PartitionLog:
         self.retention_us: int | None = None
         self.retention_bytes: int | None = None
         """Set by whoever knows the topic's settings; the store's maintenance follows them. None: unlimited."""
+        self.compacts = False
+        """Only the newest record of each key is kept, in the end. Set by whoever knows the topic's settings."""
         self.may_use_reserve = False
         """True, for internal logs: appends go on below `disk_free_min_bytes`, down to `disk_reserve_bytes`."""
         self.replicated_offset = 0
@@ -163,6 +165,11 @@ class PartitionLog:
     def size_bytes(self) -> int:
         """Stored bytes between log start and end, envelopes included."""
         return self._state.end_position - self._state.start_position
+
+    @property
+    def request_ids_loaded(self) -> bool:
+        """Whether `request_ids` knows what was appended before this process started."""
+        return self._request_ids_loaded
 
     @property
     def leader_epochs(self) -> Sequence[tuple[int, int]]:
@@ -334,7 +341,8 @@ class PartitionLog:
 
     def _check_follows(self, decoded: Sequence[Envelope]) -> None:
         end_offset, epoch = self._state.end_offset, self.last_epoch
-        empty = end_offset == self._state.log_start_offset
+        # Nothing at all is left in the index, as after a reset: a leader's log may start inside a batch.
+        empty = end_offset == self._state.log_start_offset == self._state.index_deleted_offset
         for batch in decoded:
             covers_start = empty and batch.base_offset < end_offset < batch.end_offset
             if batch.base_offset < end_offset and not covers_start:
@@ -410,6 +418,7 @@ class PartitionLog:
             self._deleted_ranges.append((begin, end))
             self._ends_anew(ops)
             await self._context.committer.barrier()
+            self.written_end_offset = self.durable_end_offset = start_offset
 
     def _ends_anew(self, ops: list[Op]) -> None:
         state = self._state
@@ -580,6 +589,9 @@ class PartitionLog:
             return await self._settle(now_us)
 
     async def _settle(self, now_us: int) -> list[tuple[bytes, bytes]]:
+        if self._in_flight:
+            # The first batch after a reset may begin before the log start: it must not be overlooked.
+            await self._context.committer.barrier()
         state = self._state
         log_start, position = state.log_start_offset, self._durable_position
         window_from_us = now_us - self.request_ids.window_us

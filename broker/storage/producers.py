@@ -157,11 +157,11 @@ class ProducerTable:
         changed = self.after_cut(end_offset)
         for producer_id, incomplete in changed.items():
             producer = self._producers[producer_id]
-            if incomplete and producer_id in from_index:
-                producer.epoch, batches = from_index[producer_id]
-                producer.batches = list(batches)
-            else:
-                producer.batches = [batch for batch in producer.batches if batch.end_offset <= end_offset]
+            epoch, indexed = from_index.get(producer_id, (producer.epoch, [])) if incomplete else (producer.epoch, [])
+            producer.batches = [batch for batch in producer.batches if batch.end_offset <= end_offset]
+            # Either may reach further back: the index ends where its batches were trimmed long ago.
+            if len(indexed) > len(producer.batches):
+                producer.epoch, producer.batches = epoch, list(indexed)
             if not producer.batches:
                 del self._producers[producer_id]
         self.high_watermark = min(self.high_watermark, end_offset)
