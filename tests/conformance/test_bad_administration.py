@@ -118,12 +118,6 @@ TOPIC_SETTINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "config.retention_time",
     ),
     "negative size": (config(retention_bytes=-1), "INVALID_FIELD", "config.retention_bytes"),
-    "compaction": (config(cleanup_policy=topic_pb2.CLEANUP_POLICY_COMPACT), "UNKNOWN_FIELD", "config.cleanup_policy"),
-    "compaction and deletion": (
-        config(cleanup_policy=topic_pb2.CLEANUP_POLICY_COMPACT_AND_DELETE),
-        "UNKNOWN_FIELD",
-        "config.cleanup_policy",
-    ),
     "no replica in sync": (config(min_insync_replicas=0), "INVALID_FIELD", "config.min_insync_replicas"),
     "more in sync than there are": (config(min_insync_replicas=2), "INVALID_FIELD", "config.min_insync_replicas"),
     "records of nothing": (config(max_record_bytes=0), "INVALID_FIELD", "config.max_record_bytes"),
@@ -145,7 +139,6 @@ TOPIC_SETTINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "INVALID_FIELD",
         "config.deduplication_window",
     ),
-    "unclean election": (config(unclean_leader_election=True), "UNKNOWN_FIELD", "config.unclean_leader_election"),
     "a label without a name": ({"labels": {"": "x"}}, "INVALID_FIELD", "labels"),
     "too many labels": ({"labels": {str(number): "" for number in range(65)}}, "TOO_LARGE", "labels"),
     "labels too long": ({"labels": {"a": "x" * 4096}}, "TOO_LARGE", "labels"),
@@ -477,22 +470,109 @@ async def test_a_heartbeat_of_a_member_that_is_not_is_told_to_join_again(bus: An
     await bus.call("GroupService/DeleteGroup", name=group)
 
 
-ON_SEVERAL_NODES = [
-    "AddVoter",
-    "RemoveVoter",
-    "DrainNode",
-    "UndrainNode",
-    "ElectLeaders",
-    "ReassignPartitions",
-    "ListReassignments",
-    "CancelReassignments",
-]
+PLACE = record_pb2.TopicPartition(topic="t", partition=0)
+OPERATIONS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a voter without a number": ("AddVoter", {}, "node_id"),
+    "a voter that is not there": ("AddVoter", {"node_id": 9}, "node_id"),
+    "no voter any more without a number": ("RemoveVoter", {}, "node_id"),
+    "the only voter": ("RemoveVoter", {"node_id": 1}, "node_id"),
+    "draining a negative node": ("DrainNode", {"node_id": -1}, "node_id"),
+    "draining nobody": ("DrainNode", {"node_id": 9}, "node_id"),
+    "moving all to nowhere": ("DrainNode", {"node_id": 1, "move_replicas": True}, "move_replicas"),
+    "taking back no drain": ("UndrainNode", {"node_id": 9}, "node_id"),
+    "forgetting nobody": ("RemoveNode", {"node_id": 9}, "node_id"),
+    "unclean everywhere": ("ElectLeaders", {"unclean": True}, "partitions"),
+    "an election without a partition": (
+        "ElectLeaders",
+        {"partitions": [record_pb2.TopicPartition(topic="t")]},
+        "partitions[0].partition",
+    ),
+    "an election of no topic": ("ElectLeaders", {"partitions": [record_pb2.TopicPartition()]}, "partitions[0].topic"),
+    "the same election twice": ("ElectLeaders", {"partitions": [PLACE, PLACE]}, "partitions[1]"),
+    "no moves": ("ReassignPartitions", {}, "reassignments"),
+    "moves of no partition": (
+        "ReassignPartitions",
+        {"reassignments": [cluster_pb2.Reassignment(replica_node_ids=[1])]},
+        "reassignments[0].partition.topic",
+    ),
+    "moves backwards": (
+        "ReassignPartitions",
+        {"reassignments": [cluster_pb2.Reassignment(partition=PLACE)], "throttle_bytes_per_second": -1},
+        "throttle_bytes_per_second",
+    ),
+    "shares backwards": ("RebalanceCluster", {"throttle_bytes_per_second": -1}, "throttle_bytes_per_second"),
+    "stopping the move of nothing": (
+        "CancelReassignments",
+        {"partitions": [record_pb2.TopicPartition(topic="t")]},
+        "partitions[0].partition",
+    ),
+}
 
 
-@pytest.mark.parametrize("method", ON_SEVERAL_NODES)
-async def test_what_needs_more_nodes_is_refused_by_name(bus: Any, method: str) -> None:
-    """Not ignored, not UNIMPLEMENTED without a word."""
-    (await bus.refused(f"ClusterService/{method}")).expect("UNKNOWN_FIELD", method)
+@pytest.mark.parametrize(("method", "fields", "named"), OPERATIONS.values(), ids=OPERATIONS.keys())
+async def test_operations_that_can_not_be_are_refused_by_the_field(
+    bus: Any, method: str, fields: dict[str, Any], named: str
+) -> None:
+    """Before anything is moved."""
+    (await bus.refused(f"ClusterService/{method}", **fields)).expect("INVALID_FIELD", named)
+
+
+async def test_each_partition_of_an_operation_has_its_own_outcome(bus: Any, tools: Any) -> None:
+    """What is wrong with one holds up no other; a dry run tells the same and does nothing."""
+    topic = await bus.topic(1)
+    good, gone = ({"topic": topic, "partition": 0}, {"topic": topic, "partition": 7})
+    elected = await bus.call("ClusterService/ElectLeaders", partitions=[good, gone, {"topic": "no", "partition": 0}])
+    assert [each.HasField("failure") for each in elected.outcomes] == [False, True, True]
+    tools.refusal_in(elected.outcomes[1].failure).expect("PARTITION_NOT_FOUND")
+    tools.refusal_in(elected.outcomes[2].failure).expect("TOPIC_NOT_FOUND")
+    for validate_only in (True, False):
+        moved = await bus.call(
+            "ClusterService/ReassignPartitions",
+            reassignments=[
+                {"partition": good, "replica_node_ids": [1]},
+                {"partition": gone, "replica_node_ids": [1]},
+            ],
+            validate_only=validate_only,
+        )
+        assert [each.partition.partition for each in moved.outcomes if not each.HasField("failure")] == [0]
+    nowhere = await bus.call(
+        "ClusterService/ReassignPartitions", reassignments=[{"partition": good, "replica_node_ids": [1, 9]}]
+    )
+    tools.refusal_in(nowhere.outcomes[0].failure).expect("INVALID_FIELD", "replica_node_ids")
+    assert not (await bus.call("ClusterService/ListReassignments")).reassignments
+    assert not (await bus.call("ClusterService/CancelReassignments")).outcomes
+    assert not (await bus.call("ClusterService/RebalanceCluster", raise_replication=True)).moves
+
+
+async def test_a_partition_is_described_with_its_copies(bus: Any) -> None:
+    """Who leads, who is in sync, and how far each copy is."""
+    topic = await bus.topic(2)
+    await bus.publish(topic, b"v", partition=1)
+    first, second = (await bus.call("TopicService/ListPartitions", topic=topic)).partitions
+    assert (first.leader_node_id, second.leader_node_id, second.high_watermark) == (1, 1, 1)
+    assert second.leader_epoch >= 0 and second.size_bytes > 0 and first.high_watermark == 0
+    (copy,) = second.replicas
+    assert (copy.node_id, copy.in_sync, copy.end_offset, copy.durable_end_offset) == (1, True, 1, 1)
+    assert not (copy.eligible or copy.reassigning or copy.unknown)
+
+
+async def test_records_without_a_key_do_not_go_into_a_compacted_topic(bus: Any, tools: Any) -> None:
+    """They would stay for ever: the first of them is named, plain or compressed, and nothing is appended."""
+    topic = bus.name()
+    await bus.call(
+        "TopicService/CreateTopic",
+        name=topic,
+        partition_count=1,
+        config=topic_pb2.TopicConfig(cleanup_policy=topic_pb2.CLEANUP_POLICY_COMPACT),
+    )
+    batch = record_pb2.RecordBatch(
+        records=[record_pb2.Record(key=b"k", value=b"v"), record_pb2.Record(key=b""), record_pb2.Record(value=b"v")]
+    )
+    refused = await bus.refused("PublisherService/Publish", topic=topic, batch=batch)
+    refused.expect("INVALID_FIELD", "batch.records[2].key")
+    del batch.records[2]
+    await bus.call("PublisherService/Publish", topic=topic, batch=batch)
+    assert (await bus.call("TopicService/ListOffsets", topic=topic)).partitions[0].high_watermark == 2
 
 
 async def test_looking_at_the_cluster(bus: Any) -> None:
