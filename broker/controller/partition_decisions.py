@@ -4,6 +4,7 @@ Pure. Each command is over several partitions, each with its own outcome: what i
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from broker import errors
@@ -66,7 +67,11 @@ def _alter(changes: Changes, command: AlterPartitions) -> Decision:
             before = _partition(changes, topic, change.partition)
             _check_leader(before, command, change)
             isr = _checked_isr(changes, before, change)
-            changes.put(topic, change.partition, elections.with_isr(before, isr, changes.terms(topic)))
+            after = elections.with_isr(before, isr, changes.terms(topic))
+            if after is before:
+                # The leader settles what became of an earlier request: it must be refused from now on.
+                after = replace(before, partition_epoch=before.partition_epoch + 1)
+            changes.put(topic, change.partition, after)
         except PostbusError as refusal:
             error = refusal
         outcomes.append(Outcome("" if topic is None else topic.name, change.topic_id, change.partition, error))
