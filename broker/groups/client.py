@@ -117,6 +117,21 @@ class CoordinatorClient:
                 self.disconnected(call.group, call.join_id, 1)
             raise
 
+    async def member_node(self, group: str, member_id: str, *, timeout_s: float | None = None) -> int:
+        """As GroupCoordinator.member_node."""
+        return await self._ask_group(
+            group,
+            peer_calls.MEMBER_NODE,
+            lambda coordinator: coordinator.member_node(group, member_id),
+            pb.GroupMemberKey(group=group, member_id=member_id).SerializeToString,
+            lambda data: pb.GroupMemberNode.FromString(data).node_id,
+            timeout_s=timeout_s,
+        )
+
+    async def ask_node(self, node_id: int, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """A question to the node that speaks for a member. Raises PostbusError, PeerUnreachable, TimeoutError."""
+        return await self._calls.start_call(node_id, method, payload, timeout_s=timeout_s)
+
     def watch(self, group: str, member_id: str, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the member should send a heartbeat: its target changed, its membership ended, or
         its coordinator moved. Nothing is missed between a reply and this."""

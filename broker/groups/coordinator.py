@@ -204,6 +204,12 @@ class GroupCoordinator:
         else:
             self._driver.held(group, member)
 
+    async def member_node(self, group: str, member_id: str) -> int:
+        """The node that speaks for a member; 0: there is no such member. Raises GROUP_NOT_FOUND."""
+        self._journal.check_leading()
+        member = self._existing(group).members.get(member_id)
+        return member.node_id if member is not None else 0
+
     def watch(self, group: str, member_id: str, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the member should send a heartbeat: its target changed, or its membership ended.
 

@@ -20,6 +20,7 @@ COMMIT: Final = "group.commit"
 SEEK: Final = "group.seek"
 TIMED_OUT: Final = "group.processing_timed_out"
 DISCONNECTED: Final = "group.disconnected"
+MEMBER_NODE: Final = "group.member_node"
 CHANGES: Final = "group.changes"
 CREATE: Final = "group.create"
 GET: Final = "group.get"
@@ -45,6 +46,7 @@ def serve(calls: Handles, coordinators: Coordinators, watches: Watches) -> None:
         (SEEK, asked.seek),
         (TIMED_OUT, asked.processing_timed_out),
         (DISCONNECTED, asked.disconnected),
+        (MEMBER_NODE, asked.member_node),
         (CHANGES, asked.changes),
         (CREATE, asked.create),
         (GET, asked.get),
@@ -89,6 +91,12 @@ class _Asked:
         coordinator = await self._coordinators.of_group(call.group)
         coordinator.disconnected(call.group, call.member_id, call.member_epoch)
         return b""
+
+    async def member_node(self, _peer: PeerId, data: bytes) -> bytes:
+        member = pb.GroupMemberKey.FromString(data)
+        coordinator = await self._coordinators.of_group(member.group)
+        node_id = await coordinator.member_node(member.group, member.member_id)
+        return pb.GroupMemberNode(node_id=node_id).SerializeToString()
 
     async def changes(self, peer: PeerId, data: bytes) -> bytes:
         return wire.encode_changes_reply(await self._watches.changes(peer.node_id, wire.decode_changes(data)))

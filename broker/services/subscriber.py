@@ -12,6 +12,8 @@ from broker import errors
 from broker.errors import PostbusError, Reason
 from broker.groups.calls import CommitEntry
 from broker.groups.client import CoordinatorClient
+from broker.peers.calls import PeerUnreachable
+from broker.peers.links import PeerId
 from broker.replication.partition import Partition
 from broker.replication.partitions import LedTopic
 from broker.services import delivery, positions, publish_route, requests, subscribe_start
@@ -25,6 +27,10 @@ from broker.storage.batch import StoredBatch
 from broker.storage.errors import LogCorrupt, OffsetOutOfRange, StorageError
 
 FETCH_RECORDS_DEFAULT = 10_000
+# Between nodes, for the member's stream is on one of them.
+MEMBER_ACKNOWLEDGE = "member.acknowledge"
+# A caller without patience of its own is told so late that nobody coordinates the group.
+ACKNOWLEDGE_S_MAX = 30.0
 
 
 class SubscriberService:
@@ -235,7 +241,37 @@ class SubscriberService:
             raise errors.invalid_field("acks", "is empty")
         for index, ack in enumerate(request.acks):
             check_delivery(f"acks[{index}]", ack)
-        await self._coordinator.get_group(request.group)
+        if self._memberships.find(request.group, request.member_id) is None:
+            elsewhere = await self._acknowledge_elsewhere(request, min(call.timeout_s * 0.9, ACKNOWLEDGE_S_MAX))
+            if elsewhere is not None:
+                return elsewhere
+        return await self._acknowledge_here(request)
+
+    async def acknowledge_for_peer(self, _peer: PeerId, payload: bytes) -> bytes:
+        """Acknowledge, from another node: the member's stream is here."""
+        request = subscriber_pb2.AcknowledgeRequest.FromString(payload)
+        return (await self._acknowledge_here(request)).SerializeToString()
+
+    async def _acknowledge_elsewhere(
+        self, request: subscriber_pb2.AcknowledgeRequest, timeout_s: float
+    ) -> subscriber_pb2.AcknowledgeResponse | None:
+        """What was delivered only the node of the member's stream knows. None: there is no such node."""
+        node_id = await self._coordinator.member_node(request.group, request.member_id, timeout_s=timeout_s)
+        if node_id in {0, self._surroundings.settings.node_id}:
+            return None
+        try:
+            answer = await self._coordinator.ask_node(
+                node_id, MEMBER_ACKNOWLEDGE, request.SerializeToString(), timeout_s=timeout_s
+            )
+        except (PeerUnreachable, TimeoutError) as error:
+            raise PostbusError(
+                Reason.ERROR_REASON_NO_LEADER,
+                f"node {node_id}, which holds the member's stream, does not answer; try again",
+                retry_after_ms=500,
+            ) from error
+        return subscriber_pb2.AcknowledgeResponse.FromString(answer)
+
+    async def _acknowledge_here(self, request: subscriber_pb2.AcknowledgeRequest) -> subscriber_pb2.AcknowledgeResponse:
         response = subscriber_pb2.AcknowledgeResponse()
         for index, ack in enumerate(request.acks):
             try:

@@ -192,6 +192,12 @@ class GroupMemberKey(_message.Message):
     member_id: str
     def __init__(self, group: _Optional[str] = ..., member_id: _Optional[str] = ...) -> None: ...
 
+class GroupMemberNode(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    def __init__(self, node_id: _Optional[int] = ...) -> None: ...
+
 class GroupChangesCall(_message.Message):
     __slots__ = ("watch_id", "first", "added", "removed")
     WATCH_ID_FIELD_NUMBER: _ClassVar[int]

@@ -4,11 +4,15 @@ import asyncio
 from typing import Any
 
 import grpc
+import pytest
 from live_node import OpenNode
 from postbus.v1 import group_pb2, subscriber_pb2
 
 from broker.groups.ack_tracker import AckTracker
+from broker.peers.calls import PeerUnreachable
+from broker.peers.links import PeerId
 from broker.services.group_session import LEFT_MEMBERS_MAX, Membership, Memberships, WindowLimit
+from broker.services.subscriber import MEMBER_ACKNOWLEDGE
 
 
 class FakeSession:
@@ -152,3 +156,46 @@ async def test_a_static_member_that_half_closes_is_told_ok_when_its_commit_is_du
         assert await call.code() is grpc.StatusCode.OK
     answer = await bus.groups.GetCommittedOffsets(group_pb2.GetCommittedOffsetsRequest(group="g"))
     assert answer.offsets[0].offset == 1
+
+
+async def test_an_acknowledgement_finds_the_node_of_the_member_s_stream(open_node: OpenNode) -> None:
+    """Whichever node it is sent to: only that one knows what was delivered. One that is silent is UNAVAILABLE."""
+    bus = await open_node()
+    await bus.create("t")
+    await bus.publish("t", b"1")
+    call = bus.subscriber.Subscribe()
+    start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")], group="g")
+    await call.write(subscriber_pb2.SubscribeRequest(start=start))
+    member_id = ""
+    async with asyncio.timeout(20):
+        while not (response := await call.read()).batches:
+            member_id = response.started.member_id or member_id
+        service, groups = bus.node._subscriber, bus.node._bus.groups
+        assert await groups.member_node("g", member_id) == 1
+        assert await groups.member_node("g", "nobody") == 0
+        request = subscriber_pb2.AcknowledgeRequest(group="g", member_id=member_id, acks=[response.batches[0].delivery])
+
+        async def on_node_two(group: str, member: str, **_: Any) -> int:
+            return 2
+
+        async def there(node_id: int, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+            assert (node_id, method) == (2, MEMBER_ACKNOWLEDGE)
+            service._memberships = memberships
+            return await service.acknowledge_for_peer(PeerId(1, "s"), payload)
+
+        # The same service plays the node that was asked, which knows nothing, and the one that holds the stream.
+        memberships, service._memberships = service._memberships, Memberships()
+        groups.member_node, groups.ask_node = on_node_two, there  # type: ignore[method-assign]
+        answer = await bus.subscriber.Acknowledge(request)
+        assert [place.offset for place in answer.report.committed] == [1]
+
+        async def silent(node_id: int, *_: Any, **__: Any) -> bytes:
+            raise PeerUnreachable(node_id, "says the test", sent=True)
+
+        service._memberships = Memberships()
+        groups.ask_node = silent  # type: ignore[method-assign]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await bus.subscriber.Acknowledge(request)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        service._memberships = memberships
+    call.cancel()
