@@ -15,6 +15,7 @@ from broker.node import Node
 # No package here (tests are imported by path), so the folder of what they share has to be named.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from live_cluster import LiveCluster, started_cluster
 from live_node import LiveNode, OpenNode
 
 settings.register_profile("services", deadline=None, derandomize=True, max_examples=60)
@@ -41,3 +42,10 @@ async def open_node(tmp_path: Path) -> AsyncIterator[OpenNode]:
     for bus in opened:
         await bus.channel.close()
         await bus.node.stop()
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[LiveCluster]:
+    """Three nodes that are one bus."""
+    async with started_cluster(tmp_path) as started:
+        yield started

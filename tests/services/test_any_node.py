@@ -1,0 +1,368 @@
+"""Any of three nodes serves everything: what it does not lead goes to who does, and moves of leaders disturb nobody."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from live_cluster import NODES, LiveCluster
+from postbus.v1 import cluster_pb2, error_pb2, publisher_pb2, subscriber_pb2, topic_pb2
+
+from broker.errors import PostbusError, Reason
+from broker.services.forwarding import Forwarding
+
+
+def request(topic: str, *values: bytes, key: bytes | None = None, **fields: Any) -> publisher_pb2.PublishRequest:
+    published = publisher_pb2.PublishRequest(topic=topic, **fields)
+    for value in values:
+        published.batch.records.add(key=key, value=value)
+    return published
+
+
+def keyed(topic: str, count: int, **fields: Any) -> publisher_pb2.PublishRequest:
+    """A record for each of so many keys: enough that every partition gets some."""
+    published = publisher_pb2.PublishRequest(topic=topic, **fields)
+    for number in range(count):
+        published.batch.records.add(key=b"%d" % number, value=b"%d" % number)
+    return published
+
+
+async def contents(cluster: LiveCluster, node_id: int, topic: str) -> dict[int, list[bytes]]:
+    """Everything that is in a topic now, by partition, as a node serves it."""
+    selector = subscriber_pb2.TopicSelector(topic=topic)
+    selector.stop_at.edge = subscriber_pb2.LOG_EDGE_LATEST
+    call = cluster[node_id].subscriber.Subscribe(timeout=30)
+    await call.write(subscriber_pb2.SubscribeRequest(start=subscriber_pb2.SubscribeStart(topics=[selector])))
+    found: dict[int, list[bytes]] = {}
+    while (response := await call.read()) is not grpc.aio.EOF:
+        for batch in response.batches:
+            assert batch.delivery.base_offset == len(found.setdefault(batch.delivery.partition, []))
+            found[batch.delivery.partition] += [record.value for record in batch.batch.records]
+    return found
+
+
+async def test_each_node_takes_records_for_each_partition_and_serves_them(cluster: LiveCluster) -> None:
+    """Given, by key and without one; what was acknowledged anywhere is read everywhere."""
+    await cluster.create("t")
+    assert {cluster.leader("t", partition) for partition in range(3)} == set(NODES)
+    sent = 0
+    for node_id in NODES:
+        publisher = cluster[node_id].publisher
+        for partition in range(3):
+            (part,) = (await publisher.Publish(request("t", b"given", partition=partition), timeout=10)).ranges
+            assert (part.partition, part.record_count) == (partition, 1)
+        split = (await publisher.Publish(keyed("t", 20), timeout=10)).ranges
+        assert sorted(index for part in split for index in part.record_indexes) == list(range(20))
+        (part,) = (await publisher.Publish(request("t", b"keyless"), timeout=10)).ranges
+        assert cluster.leader("t", part.partition) == node_id, "no hop where none is needed"
+        sent += 3 + 20 + 1
+        everywhere = [await contents(cluster, other, "t") for other in NODES]
+        assert everywhere[0] == everywhere[1] == everywhere[2]
+        assert sum(map(len, everywhere[0].values())) == sent
+
+
+async def test_a_retry_through_another_node_appends_nothing_twice(cluster: LiveCluster) -> None:
+    """By request id, over several partitions, also when keys map elsewhere since; by sequence."""
+    await cluster.create("t", 2)
+    first = await cluster[1].publisher.Publish(keyed("t", 20, request_id="r"), timeout=10)
+    places = sorted((part.partition, part.base_offset, tuple(part.record_indexes)) for part in first.ranges)
+    for node_id in (2, 3):
+        again = await cluster[node_id].publisher.Publish(keyed("t", 20, request_id="r"), timeout=10)
+        assert all(part.duplicate for part in again.ranges)
+        assert sorted((part.partition, part.base_offset, tuple(part.record_indexes)) for part in again.ranges) == places
+    added = topic_pb2.AddPartitionsRequest(name="t", partition_count=7)
+    await cluster[2].topics.AddPartitions(added, timeout=10)
+    await cluster.agree()
+    again = await cluster[3].publisher.Publish(keyed("t", 20, request_id="r"), timeout=10)
+    assert sorted((part.partition, part.base_offset, tuple(part.record_indexes)) for part in again.ranges) == places
+    producer = await cluster[1].publisher.InitProducer(publisher_pb2.InitProducerRequest(), timeout=10)
+    sequence = publisher_pb2.ProducerSequence(id=producer.id, epoch=producer.epoch, sequence=0)
+    await cluster.agree()
+    offsets = []
+    for node_id in NODES:
+        published = request("t", b"v", partition=1, producer=sequence)
+        (part,) = (await cluster[node_id].publisher.Publish(published, timeout=10)).ranges
+        offsets.append((part.base_offset, part.duplicate))
+    assert offsets == [(offsets[0][0], False), (offsets[0][0], True), (offsets[0][0], True)]
+
+
+async def test_who_wants_the_leader_alone_is_told_where_it_is(cluster: LiveCluster) -> None:
+    """leader_only: NOT_LEADER with its id, endpoint and epoch; there it works."""
+    await cluster.create("t")
+    await cluster.led("t", 0, by=2)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await cluster[1].publisher.Publish(request("t", b"v", partition=0, leader_only=True), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    trailers = dict(refused.value.trailing_metadata() or ())
+    assert trailers["postbus-reason"] == "NOT_LEADER"
+    details = trailers["grpc-status-details-bin"]
+    assert b"127.0.0.1:%d" % cluster[2].port in details and b"leader_epoch" in details
+    await cluster[2].publisher.Publish(request("t", b"v", partition=0, leader_only=True), timeout=10)
+
+
+async def test_preconditions_and_refusals_come_from_the_leader(cluster: LiveCluster) -> None:
+    """As if it had been asked itself; on a stream they block nothing."""
+    await cluster.create("t")
+    await cluster.led("t", 0, by=2)
+    wrong = request("t", b"v", partition=0)
+    wrong.precondition.end_offset = 7
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await cluster[1].publisher.Publish(wrong, timeout=10)
+    assert dict(refused.value.trailing_metadata() or ())["postbus-reason"] == "PRECONDITION_NOT_MET"
+    right = request("t", b"v", partition=0)
+    right.precondition.end_offset = 0
+    call = cluster[1].publisher.PublishStream(timeout=20)
+    for number, one in enumerate((wrong, right, request("t", b"w", partition=0))):
+        await call.write(publisher_pb2.PublishStreamRequest(correlation_id=number, publish=one))
+    await call.done_writing()
+    acks: list[publisher_pb2.PublishAck] = []
+    while (response := await call.read()) is not grpc.aio.EOF:
+        acks += response.acks
+    assert [ack.failure.reason for ack in acks] == [error_pb2.ERROR_REASON_PRECONDITION_NOT_MET, 0, 0]
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def streamed(
+    cluster: LiveCluster, node_id: int, published: AsyncIterator[publisher_pb2.PublishRequest]
+) -> list[publisher_pb2.PublishAck]:
+    """All answers of a stream, which ends with OK."""
+    call = cluster[node_id].publisher.PublishStream(timeout=60)
+
+    async def send() -> None:
+        number = 0
+        async for one in published:
+            await call.write(publisher_pb2.PublishStreamRequest(correlation_id=number, publish=one))
+            number += 1
+        await call.done_writing()
+
+    sending = asyncio.create_task(send())
+    acks: list[publisher_pb2.PublishAck] = []
+    while (response := await call.read()) is not grpc.aio.EOF:
+        acks += response.acks
+    await sending
+    assert await call.code() is grpc.StatusCode.OK
+    return acks
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+async def test_a_stream_of_records_outlives_moves_of_the_leader_in_order(
+    cluster: LiveCluster, *, with_ids: bool
+) -> None:
+    """Graceful moves fail nothing; each record is there once, in the order in which it was sent."""
+    await cluster.create("t", 1)
+    done = asyncio.Event()
+    sent = 0
+
+    async def records() -> AsyncIterator[publisher_pb2.PublishRequest]:
+        nonlocal sent
+        while not done.is_set() or sent < 200:
+            request_id = f"r{sent}" if with_ids else ""
+            yield request("t", b"%d" % sent, partition=0, request_id=request_id)
+            sent += 1
+            if sent % 10 == 0:
+                await asyncio.sleep(0.001)
+
+    stream = asyncio.create_task(streamed(cluster, 1, records()))
+    for leader in (2, 3, 1, 2, 1):
+        await cluster.led("t", 0, by=leader)
+    done.set()
+    acks = await stream
+    assert [ack.failure.message for ack in acks if ack.HasField("failure")] == []
+    assert [ack.correlation_id for ack in acks] == list(range(sent))
+    assert [ack.result.ranges[0].base_offset for ack in acks] == list(range(sent))
+    assert await contents(cluster, 3, "t") == {0: [b"%d" % number for number in range(sent)]}
+
+
+async def test_a_subscriber_notices_nothing_of_a_move(cluster: LiveCluster) -> None:
+    """Its stream goes on: without an error, a gap or a repeat, whichever node holds it."""
+    await cluster.create("t", 1)
+    start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
+    calls = []
+    for node_id in NODES:
+        call = cluster[node_id].subscriber.Subscribe(timeout=60)
+        await call.write(subscriber_pb2.SubscribeRequest(start=start))
+        calls.append(call)
+    count = 0
+    for leader in (2, 3, 1):
+        for _ in range(20):
+            await cluster[1 + count % 3].publisher.Publish(request("t", b"%d" % count, partition=0), timeout=10)
+            count += 1
+        await cluster.led("t", 0, by=leader)
+    for call in calls:
+        got: list[bytes] = []
+        while len(got) < count:
+            for batch in (await call.read()).batches:
+                assert batch.delivery.base_offset == len(got)
+                got += [record.value for record in batch.batch.records]
+        assert got == [b"%d" % number for number in range(count)]
+        call.cancel()
+
+
+async def test_latest_is_after_all_that_was_acknowledged_anywhere(cluster: LiveCluster) -> None:
+    """A subscriber that begins at the end, at a node that does not lead, sees what comes and nothing before."""
+    await cluster.create("t", 1)
+    await cluster.led("t", 0, by=2)
+    for number in range(20):
+        await cluster[2].publisher.Publish(request("t", b"before", partition=0), timeout=10)
+        offsets = await cluster[3].topics.ListOffsets(
+            topic_pb2.ListOffsetsRequest(topic="t", at={"edge": subscriber_pb2.LOG_EDGE_LATEST}), timeout=10
+        )
+        assert (offsets.partitions[0].offset, offsets.partitions[0].high_watermark) == (number + 1, number + 1)
+    start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
+    start.start_at.edge = subscriber_pb2.LOG_EDGE_LATEST
+    call = cluster[3].subscriber.Subscribe(timeout=30)
+    await call.write(subscriber_pb2.SubscribeRequest(start=start))
+    assert (await call.read()).started.positions[0].offset == 20
+    await cluster[1].publisher.Publish(request("t", b"after", partition=0), timeout=10)
+    while not (batches := (await call.read()).batches):
+        pass
+    assert batches[0].batch.records[0].value == b"after"
+    call.cancel()
+
+
+async def test_records_are_deleted_at_the_leaders_and_gone_everywhere(cluster: LiveCluster) -> None:
+    """Each partition has its own outcome, at whichever node it is asked for."""
+    await cluster.create("t")
+    for partition in range(3):
+        await cluster[1].publisher.Publish(request("t", b"1", b"2", b"3", partition=partition), timeout=10)
+    trim = topic_pb2.DeleteRecordsRequest(topic="t", before=subscriber_pb2.StartPosition(offset=2))
+    for deleted in (await cluster[3].topics.DeleteRecords(trim, timeout=10)).partitions:
+        assert (deleted.log_start_offset, deleted.HasField("failure")) == (2, False)
+    fetch = subscriber_pb2.FetchRequest(topic="t", max_wait=Duration(seconds=5))
+    async with asyncio.timeout(20):
+        for node_id in NODES:
+            # Followers hear of it a moment later.
+            while any(p.log.log_start_offset < 2 for p in cluster[node_id].topic("t").partitions):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            answer = await cluster[node_id].subscriber.Fetch(fetch, timeout=10)
+            assert [len(batch.batch.records) for batch in answer.batches] == [1, 1, 1]
+    trim.before.offset = 9
+    for deleted in (await cluster[2].topics.DeleteRecords(trim, timeout=10)).partitions:
+        assert deleted.failure.reason == error_pb2.ERROR_REASON_OFFSET_OUT_OF_RANGE
+
+
+async def test_partitions_are_described_with_every_copy_and_the_dead_are_unknown(cluster: LiveCluster) -> None:
+    """A node that does not answer is no error."""
+    await cluster.create("t")
+    await cluster.led("t", 0, by=1)
+    await cluster[1].publisher.Publish(request("t", b"v", partition=0), timeout=10)
+    listed = topic_pb2.ListPartitionsRequest(topic="t")
+    first = (await cluster[2].topics.ListPartitions(listed, timeout=10)).partitions[0]
+    assert (first.leader_node_id, first.high_watermark) == (1, 1)
+    assert [copy.node_id for copy in first.replicas] == [1, 2, 3]
+    assert all(copy.in_sync and copy.durable_end_offset == 1 and not copy.unknown for copy in first.replicas)
+    await cluster[3].node.stop()
+    first = (await cluster[2].topics.ListPartitions(listed, timeout=10)).partitions[0]
+    assert [copy.unknown for copy in first.replicas] == [False, False, True]
+
+
+async def test_metadata_tells_who_leads_and_its_watch_only_what_changed(cluster: LiveCluster) -> None:
+    """From any node: nodes, leaders, ISR; then a move as the one partition that moved."""
+    await cluster.create("t")
+    await cluster.led("t", 0, by=1)
+    metadata = await cluster.cluster(2).GetMetadata(cluster_pb2.GetMetadataRequest(topics=["t"]), timeout=10)
+    assert [node.node_id for node in metadata.nodes] == [1, 2, 3]
+    assert {node.endpoint for node in metadata.nodes} == {f"127.0.0.1:{cluster[n].port}" for n in NODES}
+    assert all(node.voter and node.state == cluster_pb2.NODE_STATE_ACTIVE for node in metadata.nodes)
+    assert metadata.controller_node_id in NODES
+    partition = metadata.topics[0].partitions[0]
+    assert (partition.leader_node_id, set(partition.isr_node_ids)) == (1, {1, 2, 3})
+    watch = cluster.cluster(3).WatchMetadata(
+        cluster_pb2.WatchMetadataRequest(topics=["t"], after_epoch=metadata.metadata_epoch), timeout=30
+    )
+    moved = asyncio.create_task(cluster.led("t", 0, by=2))
+    while True:
+        change = await watch.read()
+        assert not change.snapshot and [topic.name for topic in change.topics] == ["t"]
+        assert [one.partition for one in change.topics[0].partitions] == [0]
+        if change.topics[0].partitions[0].leader_node_id == 2:
+            break
+    await moved
+    watch.cancel()
+
+
+async def test_the_quorum_is_shown_as_its_leader_sees_it(cluster: LiveCluster) -> None:
+    """At any node: who votes, and how far each is."""
+    async with asyncio.timeout(20):
+        for node_id in NODES:
+            quorum = await cluster.cluster(node_id).GetQuorum(cluster_pb2.GetQuorumRequest(), timeout=10)
+            assert quorum.leader_node_id in NODES and quorum.term >= 1
+            assert [(member.node_id, member.voter) for member in quorum.members] == [(n, True) for n in NODES]
+            assert all(member.match_index > 0 for member in quorum.members)
+
+
+async def test_a_drained_node_leads_nothing_and_still_serves(cluster: LiveCluster) -> None:
+    """Until it is taken back."""
+    await cluster.create("t")
+    async with asyncio.timeout(30):
+        while True:
+            drained = await cluster.cluster(1).DrainNode(cluster_pb2.DrainNodeRequest(node_id=3), timeout=10)
+            if not drained.leading_count:
+                break
+            await asyncio.sleep(0.02)
+    assert drained.replica_count >= 3
+    await cluster.agree()
+    assert 3 not in {cluster.leader("t", partition) for partition in range(3)}
+    await cluster[3].publisher.Publish(keyed("t", 20), timeout=10)
+    await cluster.cluster(3).UndrainNode(cluster_pb2.UndrainNodeRequest(node_id=3), timeout=10)
+    metadata = await cluster.cluster(3).GetMetadata(cluster_pb2.GetMetadataRequest(), timeout=10)
+    assert metadata.nodes[2].state == cluster_pb2.NODE_STATE_ACTIVE
+
+
+async def test_without_a_leader_the_whole_timeout_is_waited_and_then_told(
+    cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was appended: UNAVAILABLE and retriable, on a stream too; what follows there is refused."""
+    await cluster.create("t", 1)
+    partition = cluster[1].topic("t").partitions[0]
+    nobody = PostbusError(Reason.ERROR_REASON_NO_LEADER, "nobody", retry_after_ms=1)
+    monkeypatch.setattr(type(partition), "writable_error", lambda self: nobody)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await cluster[1].publisher.Publish(request("t", b"v", partition=0), timeout=1)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(refused.value.trailing_metadata() or ())["postbus-outcome-unknown"] == "false"
+    call = cluster[2].publisher.PublishStream(timeout=20)
+    soon, late = Duration(nanos=300_000_000), Duration(seconds=15)
+    for number, timeout in enumerate((soon, late)):
+        publish = request("t", b"%d" % number, partition=0)
+        await call.write(publisher_pb2.PublishStreamRequest(correlation_id=number, publish=publish, timeout=timeout))
+    acks: list[publisher_pb2.PublishAck] = []
+    while len(acks) < 2:
+        acks += (await call.read()).acks
+    assert [ack.failure.reason for ack in acks] == [
+        error_pb2.ERROR_REASON_NO_LEADER,
+        error_pb2.ERROR_REASON_PREDECESSOR_FAILED,
+    ]
+    call.cancel()
+
+
+async def test_what_clients_left_behind_is_not_published_later(
+    cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that waits for a leader goes with its client."""
+    await cluster.create("t", 1)
+    partition = cluster[1].topic("t").partitions[0]
+    nobody = PostbusError(Reason.ERROR_REASON_NO_LEADER, "nobody", retry_after_ms=1)
+    monkeypatch.setattr(type(partition), "writable_error", lambda self: nobody)
+    submitted = asyncio.Event()
+    submit = Forwarding.submit
+
+    def noted(self: Forwarding, work: Any) -> None:
+        submit(self, work)
+        submitted.set()
+
+    monkeypatch.setattr(Forwarding, "submit", noted)
+    call = cluster[1].publisher.Publish(request("t", b"left behind", partition=0), timeout=30)
+    waiting = asyncio.create_task(asyncio.wait_for(call, 30))
+    async with asyncio.timeout(20):
+        await submitted.wait()
+        call.cancel()
+        await asyncio.wait([waiting])
+        forwarding = cluster[1].node._bus.forwarding
+        while not all(route.idle for route in forwarding._routes.values()):  # noqa: ASYNC110 - until it has heard
+            await asyncio.sleep(0)
+    monkeypatch.undo()
+    await cluster[1].publisher.Publish(request("t", b"later", partition=0), timeout=10)
+    assert await contents(cluster, 1, "t") == {0: [b"later"]}
