@@ -109,6 +109,8 @@ class PartitionLog:
         """Only the newest record of each key is kept, in the end. Set by whoever knows the topic's settings."""
         self.may_use_reserve = False
         """True, for internal logs: appends go on below `disk_free_min_bytes`, down to `disk_reserve_bytes`."""
+        self.compacts = False
+        """Log compaction: of each key only the newest record stays. Set by whoever knows the topic's settings."""
         self.replicated_offset = 0
         """The smallest end offset of all replicas, set by replication: tombstones from there on may not go yet."""
         self.written_end_offset = state.end_offset
