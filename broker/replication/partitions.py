@@ -5,6 +5,7 @@ the drivers of replication too: who feeds, who pulls, who asks for changes of th
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -12,7 +13,7 @@ from postbus.v1 import topic_pb2
 
 from broker import errors
 from broker.clock import Clock
-from broker.controller.state import ClusterState, NodeState, PartitionState, Topic, difference
+from broker.controller.state import NOBODY, ClusterState, NodeState, PartitionState, Topic, difference
 from broker.controller.topic_config import EffectiveConfig, TopicDefaults, effective
 from broker.peers.calls import Calls
 from broker.peers.links import Transport
@@ -120,8 +121,12 @@ class Partitions:
         self._by_name: dict[str, PartitionedTopic] = {}
         self._by_id: dict[str, PartitionedTopic] = {}
         self._by_log_id: dict[int, Partition] = {}
+        self._states: dict[int, PartitionState] = {}  # by log id, while not acted upon
         self._session: Session = session or LoneSession()
         self._broker_epoch = self._session.broker_epoch
+        # A start replays images of an earlier life. To lead by them, or to follow who led then, would cut off what was
+        # acknowledged since: until the image holds this life's registration, and so all before it, nobody leads.
+        self._may_act = session is None or bool(session.broker_epoch)
         self._isr_changes = IsrChanges(session=self._session, settings=self.settings)
         feeder = puller = None
         if transport is not None:
@@ -186,10 +191,20 @@ class Partitions:
         """This node's session with the controller began, ended, or is another one; again does no harm."""
         registered_anew = self._session.broker_epoch != self._broker_epoch
         self._broker_epoch = self._session.broker_epoch
+        if registered_anew and not self._may_act:
+            self._act()
         for partition in list(self._by_log_id.values()):
             partition.session_changed()
         if registered_anew and self._shared.puller is not None:
             self._shared.puller.ask_all_again()
+
+    def _act(self) -> None:
+        """Takes the roles that the image says."""
+        self._may_act = True
+        for topic in self.every_topic():
+            for partition in topic.partitions:
+                self._follow(topic, partition, self._states[partition.log_id])
+        self._states.clear()
 
     async def close(self) -> None:
         """Replicates and reads elsewhere no more; before storage closes."""
@@ -219,6 +234,9 @@ class Partitions:
             _set_up(made, topic)
             return made
 
+        if not self._may_act:
+            self._states[state.log_id] = state
+            state = replace(state, leader=NOBODY)
         unassigned = partition.follow(state, log_of_replica=log_of_replica)
         if unassigned is not None:
             self._store.delete_log(unassigned.log_id)

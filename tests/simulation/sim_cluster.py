@@ -91,6 +91,7 @@ class Cluster:
         self.loop = loop
         self.network = SimNetwork(loop)
         self.random = loop.random("clients")
+        self._latest = ClusterState()
         peers = {node_id: endpoint(node_id) for node_id in range(1, size + 1)}
 
         def boot(machine: Machine) -> Node:
@@ -129,8 +130,11 @@ class Cluster:
 
     @property
     def state(self) -> ClusterState:
-        """The latest image that any running node has applied."""
-        return max((node.bus.state for node in self.nodes()), key=lambda state: state.index, default=ClusterState())
+        """The latest image that was seen applied anywhere."""
+        for node in self.nodes():
+            if node.bus.state.index > self._latest.index:
+                self._latest = node.bus.state
+        return self._latest
 
     def partition_state(self, topic: str, number: int = 0) -> PartitionState:
         return self.state.topics[topic].partitions[number]
@@ -262,16 +266,15 @@ class Cluster:
                 f" {bus.session.broker_epoch} valid {bus.session.session_valid} ready: {bus.not_ready or 'yes'}"
             )
         state = self.state
-        for node in state.nodes.values():
-            lines.append(f"  {node}")
+        lines += [f"  {node}" for node in state.nodes.values()]
         for topic, number, partition in state.partitions():
             ends = []
             for node in self.nodes():
                 log_ids = node.store.log_ids()
                 if partition.log_id in log_ids:
                     log = node.store.log(partition.log_id)
-                    found = node.bus.partitions.find(topic.topic_id)
-                    known = found.partitions[number].high_watermark if found is not None else None
+                    found = node.bus.partitions.find_log(partition.log_id)
+                    known = found.high_watermark if found is not None else None
                     ends.append(f"{node.machine.node_id}: {log.durable_end_offset}/{log.end_offset} hw {known}")
             lines.append(f"  {topic.name}/{number} {partition} | {'; '.join(ends)}")
         return "\n".join(lines)

@@ -14,9 +14,13 @@ import gc
 import hashlib
 import heapq
 import random
+import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
+
+import structlog
 
 T = TypeVar("T")
 
@@ -48,6 +52,10 @@ class Trace:
         """Adds a line."""
         self._hash.update(line.encode())
         self.count += 1
+        self.lines.append(line)
+
+    def remark(self, line: str) -> None:
+        """Adds a line for people alone."""
         self.lines.append(line)
 
     @property
@@ -312,13 +320,28 @@ class SimLoop(asyncio.BaseEventLoop):
         # Finalizers at random moments would be the only thing that no seed decides.
         gc.disable()
         asyncio.set_event_loop(self)
+        configured = structlog.get_config()
+        structlog.configure(processors=[self._logged])
         try:
             return self.run_until_complete(main)
         finally:
+            structlog.configure(**configured)
             self._abandon()
             asyncio.set_event_loop(None)
             if collecting:
                 gc.enable()
+
+    def _logged(self, logger: object, method: str, event: Any) -> Any:
+        """What the code under test logs stands in the trace, where it happened."""
+        process = _PROCESS.get()
+        who = "-" if process is None else process.name
+        error = event.pop("exc_info", None)
+        facts = " ".join(f"{key}={value}" for key, value in event.items())
+        self.trace.remark(f"{self.now:.6f} {who} [{method}] {facts}")
+        if isinstance(error, BaseException) or method == "exception":
+            told = error if isinstance(error, BaseException) else sys.exc_info()[1]
+            self.errors.append(f"{self.now:.3f} {who} logged {facts}\n{_traceback(told)}")
+        raise structlog.DropEvent
 
     def _abandon(self) -> None:
         self._over = True
@@ -334,6 +357,4 @@ class SimLoop(asyncio.BaseEventLoop):
 
 
 def _traceback(error: BaseException | None) -> str:
-    import traceback
-
     return "" if error is None else "".join(traceback.format_exception(error))

@@ -128,8 +128,6 @@ class Cluster:
         self.wild = seed % 4 >= 2
         self.settings = RaftSettings(
             election_ticks=6 if self.wild else 10,
-            heartbeat_ticks=2,
-            campaign_ticks=4 if self.wild else 4,
             kept_entries=5,
             append_bytes_max=200,
             inflight_bytes_max=400,
