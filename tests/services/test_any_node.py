@@ -175,6 +175,52 @@ async def test_a_stream_of_records_outlives_moves_of_the_leader_in_order(
     assert await contents(cluster, 3, "t") == {0: [b"%d" % number for number in range(sent)]}
 
 
+@pytest.mark.parametrize("with_ids", [True, False])
+async def test_a_leader_that_vanishes_takes_no_acknowledged_record_with_it(
+    cluster: LiveCluster, *, with_ids: bool
+) -> None:
+    """With request ids nobody notices. Without, what was on its way fails as unknown, and what follows is refused."""
+    await cluster.create("t", 1)
+    await cluster.led("t", 0, by=2)
+    done = asyncio.Event()
+    sent = 0
+
+    async def records() -> AsyncIterator[publisher_pb2.PublishRequest]:
+        nonlocal sent
+        while not done.is_set() or sent < 200:
+            request_id = f"r{sent}" if with_ids else ""
+            yield request("t", b"%d" % sent, partition=0, request_id=request_id)
+            sent += 1
+            if sent % 10 == 0:
+                await asyncio.sleep(0.001)
+
+    stream = asyncio.create_task(streamed(cluster, 1, records()))
+    async with asyncio.timeout(30):
+        while sent < 100:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        transport = cluster[2].node._bus._transport
+        assert transport is not None
+        await transport.stop()  # type: ignore[attr-defined]
+        while cluster.leader("t", 0) in {0, 2}:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+    done.set()
+    acks = await stream
+    assert len(acks) == sent
+    there = (await contents(cluster, 3, "t"))[0]
+    failed = [ack for ack in acks if ack.HasField("failure")]
+    for ack in acks:
+        if ack.HasField("result"):
+            assert there[ack.result.ranges[0].base_offset] == b"%d" % ack.correlation_id
+    values = [int(value) for value in there]
+    assert values == sorted(set(values)), "in order, and once"
+    if with_ids:
+        assert not failed and values == list(range(sent))
+        return
+    first = next((index for index, ack in enumerate(failed) if not ack.failure.outcome_unknown), len(failed))
+    assert all(ack.failure.reason == error_pb2.ERROR_REASON_PREDECESSOR_FAILED for ack in failed[first:])
+    assert not {ack.correlation_id for ack in failed[first:]} & set(values)
+
+
 async def test_a_subscriber_notices_nothing_of_a_move(cluster: LiveCluster) -> None:
     """Its stream goes on: without an error, a gap or a repeat, whichever node holds it."""
     await cluster.create("t", 1)
