@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 
 from broker.clock import Clock
 from broker.controller.command_codec import decode_command, decode_outcome, encode_command, encode_outcome
-from broker.controller.commands import Command, Outcome, PartitionCommand, Rules
+from broker.controller.commands import Command, Outcome, PartitionCommand, Rules, StopNode
 from broker.controller.decisions import decide
 from broker.controller.image import apply, from_snapshot, to_snapshot
 from broker.controller.state import ClusterState, MetadataError
@@ -36,6 +36,7 @@ from broker.stubs.metadata_log_pb2 import MetadataEntry, MetadataSnapshot, Remem
 log = structlog.get_logger(__name__)
 
 EXECUTE: Final = "controller.execute"
+_ASKED_AGAIN: Final = PartitionCommand | StopNode  # those with outcomes
 _FIRST: Final = asyncio.FIRST_COMPLETED
 
 Listener = Callable[[ClusterState, ClusterState], None]
@@ -72,7 +73,10 @@ class MetadataLogSettings:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A command was carried out, and this node has applied it; equal images mean that it was so already."""
+    """A command was carried out, and this node has applied it.
+
+    Equal images mean that it was so already; or, of a command with outcomes, that another node carried it out.
+    """
 
     before: ClusterState
     after: ClusterState
@@ -121,7 +125,10 @@ class MetadataLog:
         on_fatal: Callable[[Exception], None],
         settings: MetadataLogSettings | None = None,
     ) -> None:
-        """on_fatal: an entry makes no sense here; this node can't go on, and applies nothing more."""
+        """random: numbers of commands come from it; seeded otherwise on each node and at each start.
+
+        on_fatal: an entry makes no sense here; this node can't go on, and applies nothing more.
+        """
         self.state = ClusterState()  # applied here
         self.active = False  # this node decides
         self.unclean_elections = 0  # decided here
@@ -182,7 +189,7 @@ class MetadataLog:
         Waits out elections. Raises PostbusError: what the controller refuses; NO_LEADER if none was found in time;
         TIMEOUT if one was asked and what came of it is not known. A caller that is cancelled doesn't know either.
         """
-        command_id = 0 if isinstance(command, PartitionCommand) else self._random.getrandbits(63) + 1
+        command_id = 0 if isinstance(command, _ASKED_AGAIN) else self._random.getrandbits(63) + 1
         own: asyncio.Future[Executed] = asyncio.get_running_loop().create_future()
         if command_id:
             self._own[command_id] = own

@@ -1,255 +1,418 @@
-"""Commands become records, in one order; what is told is durable, and what is durable comes back."""
+"""Commands become entries, in one order; what is told is committed and applied here, and nothing is done twice."""
 
 import asyncio
-import contextlib
+import random
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from images import RULES, create, joined
 from postbus.v1 import error_pb2
 
-from broker.controller.decisions import (
+from broker.clock import ManualClock
+from broker.controller.command_codec import encode_command
+from broker.controller.commands import (
     AddPartitions,
-    CreateTopic,
     DeleteTopic,
+    ElectLeaders,
+    PartitionName,
+    RegisterNode,
     ReserveProducerIds,
-    Rules,
-    UpdateTopic,
 )
-from broker.controller.metadata_log import MetadataLog, load
+from broker.controller.image import to_snapshot
+from broker.controller.metadata_log import EXECUTE, MetadataLog, MetadataLogSettings, replay
 from broker.controller.producer_ids import ProducerIds
 from broker.controller.state import ClusterState, MetadataError
 from broker.errors import PostbusError
+from broker.peers.calls import PeerUnreachable
+from broker.peers.links import PeerId
+from broker.raft.messages import NotLeader
+from broker.stubs.controller_pb2 import ControllerAnswer
+
+START = joined(1)
 
 
-def create(name: str, topic_id: str = "") -> CreateTopic:
-    return CreateTopic(name=name, topic_id=topic_id or f"id-of-{name}", now_us=1, partition_count=2)
+class FakeRaft:
+    """Commits when a test says so."""
+
+    def __init__(self, node: "Node", *, index: int) -> None:
+        self.node = node
+        self.leader_id: int | None = 1
+        self.index = index
+        self.proposed: list[tuple[int, bytes]] = []
+        self.entries: list[tuple[int, bytes]] = []
+        self.snapshots: list[tuple[int, bytes]] = []
+        self.refuses = False
+        self.auto = True
+
+    def propose(self, data: bytes) -> int:
+        if self.refuses:
+            raise NotLeader(None)
+        self.index += 1
+        self.proposed.append((self.index, data))
+        if self.auto:
+            asyncio.get_running_loop().call_soon(self.commit)
+        return self.index
+
+    def take_snapshot(self, index: int, data: bytes) -> None:
+        self.snapshots.append((index, data))
+
+    def commit(self, count: int | None = None) -> None:
+        while self.proposed and count != 0:
+            self.apply(*self.proposed.pop(0))
+            count = None if count is None else count - 1
+
+    def apply(self, index: int, data: bytes) -> None:
+        self.entries.append((index, data))
+        self.node.log.applied(index, data)
+
+    def lose(self) -> list[tuple[int, bytes]]:
+        """Leadership goes; what was proposed may or may not come back."""
+        left, self.proposed = self.proposed, []
+        self.leader_id = None
+        self.node.log.leading(None)
+        return left
 
 
-def open_log(meta: Any, *, snapshot_records: int = 1000) -> MetadataLog:
-    return MetadataLog(load(meta), meta, rules=Rules(), snapshot_records=snapshot_records)
+class FakeCalls:
+    """Another node's answers are written by the test."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Callable[[PeerId, bytes], Awaitable[bytes]]] = {}
+        self.asked: list[tuple[int, str, bytes, asyncio.Future[bytes]]] = []
+        self.asked_twice = asyncio.Event()
+
+    def handle(self, method: str, handler: Callable[[PeerId, bytes], Awaitable[bytes]]) -> None:
+        self.handlers[method] = handler
+
+    def start_call(self, node_id: int, method: str, payload: bytes, *, timeout_s: float) -> "asyncio.Future[bytes]":
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.asked.append((node_id, method, payload, future))
+        if len(self.asked) == 2:
+            self.asked_twice.set()
+        return future
 
 
-async def started(log: MetadataLog, *commands: Any) -> list["asyncio.Task[Any]"]:
-    """Runs until every command waits for the disk (or was refused)."""
-    tasks = [asyncio.create_task(log.execute(command)) for command in commands]
-    await asyncio.sleep(0)
-    return tasks
+class Node:
+    count = 0
+
+    def __init__(self, *, leads: bool = True, **settings: Any) -> None:
+        Node.count += 1
+        self.calls = FakeCalls()
+        self.clock = ManualClock()
+        self.fatal: list[Exception] = []
+        self.log = MetadataLog(
+            node_id=1,
+            calls=self.calls,
+            clock=self.clock,
+            random=random.Random(Node.count),
+            rules=RULES,
+            on_fatal=self.fatal.append,
+            settings=MetadataLogSettings(**{"retry_s": 0.0, **settings}),
+        )
+        self.raft = FakeRaft(self, index=START.index)
+        self.log.attach(self.raft)
+        self.log.restored(START.index, to_snapshot(START).SerializeToString())
+        if leads:
+            self.log.leading(1)
+        else:
+            self.raft.leader_id = 2
+
+    async def start(self, *commands: Any, **options: Any) -> list["asyncio.Task[Any]"]:
+        tasks = [asyncio.create_task(self.log.execute(command, **options)) for command in commands]
+        await turns()
+        return tasks
 
 
-async def test_a_command_answers_with_the_images_before_and_after(meta: Any) -> None:
-    log = open_log(meta)
-    executed = await log.execute(create("a"))
-    assert executed.before == ClusterState()
+async def turns(count: int = 6) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_command_answers_with_the_images_before_and_after() -> None:
+    node = Node()
+    executed = await node.log.execute(create("a", partition_count=2))
+    assert (executed.before, executed.after) == (START, node.log.state)
     assert executed.after.topics["a"].log_ids == (1, 2)
-    assert log.state is executed.after
+    assert executed.after.index == START.index + 1
 
 
-async def test_nothing_is_told_before_it_is_durable(slow_meta: Any) -> None:
-    log = open_log(slow_meta)
+async def test_nothing_is_told_before_it_is_committed() -> None:
+    node = Node()
+    node.raft.auto = False
     told: list[int] = []
-    log.add_listener(lambda old, new: told.append(new.index))
-    (task,) = await started(log, create("a"))
-    assert (task.done(), told, log.state.index) == (False, [], 0)
-    slow_meta.flush()
-    assert (told, log.state.index) == ([1], 1), "listeners know before the caller goes on"
+    node.log.add_listener(lambda old, new: told.append(new.index))
+    (task,) = await node.start(create("a"))
+    assert (task.done(), told, node.log.state) == (False, [], START)
+    node.raft.commit()
+    assert told == [START.index + 1], "listeners know before the caller goes on"
     await task
 
 
-async def test_a_command_sees_what_was_decided_before_it_though_not_durable_yet(slow_meta: Any) -> None:
-    log = open_log(slow_meta)
-    first, second, other = await started(log, create("a", "1"), create("a", "2"), create("b"))
+async def test_a_command_sees_what_was_decided_before_it_though_not_committed_yet() -> None:
+    node = Node()
+    node.raft.auto = False
+    first, second, other = await node.start(create("a"), create("a", topic_id="2"), create("b"))
     assert second.done() and second.exception().reason == error_pb2.ERROR_REASON_EXISTS
-    slow_meta.flush()
-    assert (await first).after.topics["a"].topic_id == "1"
-    assert (await other).after.topics["b"].log_ids == (3, 4)
+    node.raft.commit()
+    assert (await first).after.topics["a"].log_ids[-1] < (await other).after.topics["b"].log_ids[0]
 
 
-async def test_what_is_so_already_is_answered_only_once_that_is_durable(slow_meta: Any) -> None:
-    """Otherwise a crash could take back what was answered."""
-    log = open_log(slow_meta)
-    told: list[int] = []
-    log.add_listener(lambda old, new: told.append(new.index))
+async def test_what_is_so_already_is_answered_only_once_that_is_committed() -> None:
+    node = Node()
+    await node.log.execute(create("a", partition_count=1))
+    node.raft.auto = False
     grow = AddPartitions(name="a", partition_count=4)
-    create_task, first, again = await started(log, create("a"), grow, grow)
-    slow_meta.flush(1)
-    await create_task
-    assert not first.done() and not again.done()
-    slow_meta.flush()
+    first, again = await node.start(grow, grow)
+    assert len(node.raft.proposed) == 1 and not again.done()
+    node.raft.commit()
     executed = await again
     assert executed.before == executed.after == (await first).after
-    assert told == [1, 2], "and nobody is told twice"
 
 
-async def test_listeners_hear_every_change_in_order(meta: Any) -> None:
-    log = open_log(meta)
+async def test_listeners_hear_every_change_in_order_and_nothing_of_raft_s_own_entries() -> None:
+    node = Node()
     told: list[tuple[int, int]] = []
 
     def listen(old: ClusterState, new: ClusterState) -> None:
         told.append((old.index, new.index))
 
-    log.add_listener(listen)
-    await log.execute(create("a"))
-    await log.execute(DeleteTopic(name="a"))
-    log.remove_listener(listen)
-    await log.execute(create("a"))
-    assert told == [(0, 1), (1, 2)]
+    node.log.add_listener(listen)
+    await node.log.execute(create("a"))
+    node.raft.index += 1
+    node.raft.apply(node.raft.index, b"")
+    await node.log.execute(DeleteTopic(name="a"))
+    node.log.remove_listener(listen)
+    await node.log.execute(create("a"))
+    begin = START.index
+    assert told == [(begin, begin + 1), (begin + 2, begin + 3)]
 
 
-async def test_a_caller_that_gives_up_changes_nothing_for_others(slow_meta: Any) -> None:
-    log = open_log(slow_meta)
-    gone, other = await started(log, create("a"), create("b"))
+async def test_a_preview_keeps_nothing() -> None:
+    node = Node()
+    await node.log.execute(create("a", partition_count=2))
+    assert node.log.preview(create("b", partition_count=2)).topics["b"].log_ids == (3, 4)
+    with pytest.raises(PostbusError):
+        node.log.preview(create("a", topic_id="other"))
+    assert set(node.log.state.topics) == {"a"} and len(node.raft.entries) == 1
+
+
+async def test_a_caller_that_gives_up_changes_nothing_for_others() -> None:
+    node = Node()
+    node.raft.auto = False
+    gone, other = await node.start(create("a"), create("b"))
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
-    slow_meta.flush()
+    node.raft.commit()
     assert set((await other).after.topics) == {"a", "b"}
 
 
-async def test_a_preview_keeps_nothing(meta: Any) -> None:
-    log = open_log(meta)
-    await log.execute(create("a"))
-    assert log.preview(create("b")).topics["b"].log_ids == (3, 4)
-    with pytest.raises(PostbusError):
-        log.preview(create("a"))
-    assert set(log.state.topics) == {"a"}
-    assert meta.submitted_count == 1
-
-
-async def test_a_refused_command_writes_nothing(meta: Any) -> None:
-    log = open_log(meta)
-    with pytest.raises(PostbusError):
-        await log.execute(create("a/b"))
-    assert meta.submitted_count == 0
-
-
-async def test_a_restart_finds_what_was_durable_and_nothing_else(slow_meta: Any) -> None:
-    log = open_log(slow_meta)
-    tasks = await started(log, create("a"), create("b"), create("c"))
-    slow_meta.flush(2)
-    again = load(slow_meta.after_crash())
-    assert set(again.state.topics) == {"a", "b"}
-    assert again.state == (await tasks[1]).after
-    slow_meta.flush()
-    await asyncio.gather(*tasks)
-
-
-async def test_a_snapshot_replaces_the_entries_that_are_in_it(meta: Any) -> None:
-    log = open_log(meta, snapshot_records=3)
+async def test_the_log_and_a_snapshot_with_the_rest_of_it_give_the_same_image() -> None:
+    node = Node(snapshot_entries=3)
     for number in range(7):
-        await log.execute(create(f"t{number}"))
-    assert len(meta.families["log"]) == 1
-    loaded = load(meta.after_crash())
-    assert (loaded.state, loaded.replayed_records) == (log.state, 1)
-
-
-async def test_snapshots_are_taken_though_every_run_is_short(meta: Any) -> None:
-    """A node that is killed again and again doesn't gather entries without end."""
-    for number in range(9):
-        log = open_log(meta, snapshot_records=3)
-        await log.execute(create(f"t{number}"))
-        meta = meta.after_crash()
-        assert len(meta.families["log"]) < 3
-    assert len(load(meta).state.topics) == 9
-
-
-async def test_after_a_clean_stop_there_is_nothing_to_replay(slow_meta: Any) -> None:
-    log = open_log(slow_meta)
-    (task,) = await started(log, create("a"))
-    await log.close()
-    await task
-    assert not slow_meta.pending and not slow_meta.families["log"]
-    assert load(slow_meta).state == log.state
-    before = slow_meta.submitted_count
-    await open_log(slow_meta).close()
-    assert slow_meta.submitted_count == before, "and without changes no snapshot is written"
-
-
-async def test_a_log_id_is_not_used_again_after_snapshot_and_restart(meta: Any) -> None:
-    log = open_log(meta)
-    await log.execute(create("a"))
-    await log.execute(DeleteTopic(name="a"))
-    await log.close()
-    again = open_log(meta.after_crash())
-    assert (await again.execute(create("a"))).after.topics["a"].log_ids == (3, 4)
-
-
-@pytest.mark.parametrize("damage", ["gap", "garbage", "snapshot"])
-async def test_a_damaged_log_is_refused(meta: Any, damage: str) -> None:
-    log = open_log(meta)
-    for name in "abc":
-        await log.execute(create(name))
-    entries = meta.families["log"]
-    if damage == "gap":
-        del entries[sorted(entries)[1]]
-    elif damage == "garbage":
-        entries[sorted(entries)[1]] = b"\xff\xff\xff"
-    else:
-        meta.families["snapshot"][b"image"] = b"\xff\xff\xff"
+        await node.log.execute(create(f"t{number}"))
+    assert [index - START.index for index, _ in node.raft.snapshots] == [3, 6]
+    index, snapshot = node.raft.snapshots[-1]
+    assert replay(snapshot, [entry for entry in node.raft.entries if entry[0] > index]) == node.log.state
     with pytest.raises(MetadataError):
-        load(meta)
+        replay(b"\xff\xff", [])
 
 
-COMMANDS = st.one_of(
-    st.builds(create, st.sampled_from("abc"), st.uuids().map(str)),
-    st.builds(DeleteTopic, name=st.sampled_from("abc")),
-    st.builds(AddPartitions, name=st.sampled_from("abc"), partition_count=st.integers(1, 6)),
-    st.builds(
-        UpdateTopic,
-        name=st.sampled_from("abc"),
-        paths=st.just(("labels",)),
-        labels=st.dictionaries(st.sampled_from("xy"), st.sampled_from("12")),
-    ),
-    st.builds(ReserveProducerIds, count=st.integers(1, 9)),
-)
+async def test_an_entry_that_makes_no_sense_stops_the_node() -> None:
+    node = Node()
+    node.raft.apply(START.index + 1, b"\xff\xff\xff")
+    assert isinstance(node.fatal[0], MetadataError)
+    assert not node.log.active
+    node.raft.apply(START.index + 2, b"")
+    assert node.log.state == START, "and nothing after it is applied"
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    commands=st.lists(COMMANDS, max_size=20),
-    flushes=st.lists(st.integers(0, 3), max_size=20),
-    snapshot_records=st.integers(1, 6),
-)
-def test_whenever_the_node_dies_the_restart_has_exactly_what_was_told(
-    new_meta: Any, commands: list[Any], flushes: list[int], snapshot_records: int
-) -> None:
-    async def scenario() -> None:
-        meta = new_meta(auto=False)
-        log = open_log(meta, snapshot_records=snapshot_records)
-        tasks: list[asyncio.Task[Any]] = []
-        for number, command in enumerate(commands):
-            tasks += await started(log, command)
-            meta.flush(flushes[number] if number < len(flushes) else 0)
-            assert load(meta.after_crash()).state == log.state
-        for _ in range(len(meta.pending)):
-            meta.flush(1)
-            assert load(meta.after_crash()).state == log.state
-        meta.flush()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(outcome, PostbusError) or outcome.after.index <= log.state.index
-        # The same commands one after the other give the same image: waiting for the disk decides nothing.
-        other = open_log(new_meta())
-        for command in commands:
-            with contextlib.suppress(PostbusError):
-                await other.execute(command)
-        assert other.state == log.state
+class TestLostLeadership:
+    async def test_an_entry_that_survives_it_is_told_as_done_once(self) -> None:
+        node = Node()
+        node.raft.auto = False
+        (task,) = await node.start(ReserveProducerIds(count=5))
+        (left,) = node.raft.lose()
+        await turns()
+        assert not task.done()
+        node.raft.apply(*left)
+        executed = await task
+        assert (executed.before.next_producer_id, executed.after.next_producer_id) == (1, 6)
 
-    asyncio.run(scenario())
+    async def test_the_next_controller_is_asked_with_the_same_number(self) -> None:
+        node = Node()
+        node.raft.auto = False
+        (task,) = await node.start(ReserveProducerIds(count=5))
+        (left,) = node.raft.lose()
+        node.raft.leader_id = 2
+        await turns(20)
+        asked_of, method, payload, answer = node.calls.asked[0]
+        assert (asked_of, method) == (2, EXECUTE)
+        # There, the entry of the first try is known.
+        other = Node()
+        other.raft.apply(*left)
+        found = ControllerAnswer.FromString(await other.calls.handlers[EXECUTE](PeerId(1, "x"), payload))
+        assert (found.index, found.changed) == (left[0], True)
+        assert not other.raft.proposed, "and is not made again"
+        answer.set_result(found.SerializeToString())
+        node.raft.apply(*left)
+        assert (await task).after.next_producer_id == 6
+
+    async def test_when_time_is_over_the_outcome_is_said_to_be_unknown(self) -> None:
+        node = Node()
+        node.raft.auto = False
+        (task,) = await node.start(create("a"), timeout_s=5)
+        node.raft.lose()
+        await turns()
+        node.clock.advance(6)
+        await turns(20)
+        assert task.exception().reason == error_pb2.ERROR_REASON_TIMEOUT
+
+    async def test_a_command_that_found_no_controller_was_not_carried_out(self) -> None:
+        node = Node()
+        node.raft.lose()
+        node.log.quorum_problem = lambda: "2 of 3 controllers unreachable: 2 (x), 3 (y)"
+        (task,) = await node.start(create("a"), timeout_s=5)
+        node.clock.advance(6)
+        await turns(20)
+        error = task.exception()
+        assert (error.reason, error.message) == (
+            error_pb2.ERROR_REASON_NO_LEADER,
+            "2 of 3 controllers unreachable: 2 (x), 3 (y)",
+        )
+
+    async def test_a_controller_that_is_handing_over_is_waited_out(self) -> None:
+        node = Node()
+        node.raft.refuses = True
+        (task,) = await node.start(create("a"))
+        await turns(20)
+        assert not task.done()
+        node.raft.refuses = False
+        assert (await task).after.topics
+
+    async def test_a_new_term_begins_with_what_was_applied(self) -> None:
+        node = Node()
+        node.raft.auto = False
+        await node.start(create("a"))
+        node.raft.lose()
+        node.raft.leader_id = 1
+        node.log.leading(2)
+        assert "a" not in node.log.decided.topics
 
 
-async def test_producer_ids_are_given_once_across_blocks_restarts_and_callers(meta: Any) -> None:
-    ids = ProducerIds(open_log(meta), block_ids=3)
-    given_out = await asyncio.gather(*(ids.take() for _ in range(8)))
-    assert given_out == [1, 2, 3, 4, 5, 6, 7, 8]
-    again = ProducerIds(open_log(meta.after_crash()), block_ids=3)
-    assert await again.take() == 10
+class TestElsewhere:
+    async def test_who_asks_reads_what_it_wrote(self) -> None:
+        node, controller = Node(leads=False), Node()
+        (task,) = await node.start(create("a"))
+        _, _, payload, answer = node.calls.asked[0]
+        answer.set_result(await controller.calls.handlers[EXECUTE](PeerId(1, "x"), payload))
+        await turns()
+        assert not task.done(), "it is not applied here yet"
+        node.raft.apply(*controller.raft.entries[0])
+        executed = await task
+        assert executed.after is node.log.state and "a" not in executed.before.topics
+
+    async def test_its_own_entry_is_known_though_the_answer_is_lost(self) -> None:
+        node, controller = Node(leads=False), Node()
+        (task,) = await node.start(create("a"))
+        _, _, payload, answer = node.calls.asked[0]
+        await controller.calls.handlers[EXECUTE](PeerId(1, "x"), payload)
+        answer.set_exception(PeerUnreachable(2, "gone", sent=True))
+        await turns()
+        node.raft.apply(*controller.raft.entries[0])
+        assert "a" in (await task).after.topics
+
+    async def test_refusals_and_outcomes_are_the_controller_s(self) -> None:
+        node, controller = Node(leads=False), Node()
+        elect = ElectLeaders(partitions=(PartitionName("nothing", 0),))
+        (task,) = await node.start(elect)
+        _, _, payload, answer = node.calls.asked[0]
+        answer.set_result(await controller.calls.handlers[EXECUTE](PeerId(1, "x"), payload))
+        (outcome,) = (await task).outcomes
+        assert outcome.error is not None and outcome.error.reason == error_pb2.ERROR_REASON_TOPIC_NOT_FOUND
+        (task,) = await node.start(DeleteTopic(name="nothing"))
+        node.calls.asked[1][3].set_exception(PostbusError(error_pb2.ERROR_REASON_TOPIC_NOT_FOUND, "no"))
+        with pytest.raises(PostbusError, match="no"):
+            await task
+
+    async def test_a_controller_that_hangs_is_left_for_its_successor(self) -> None:
+        node = Node(leads=False, retry_s=0.001)
+        (task,) = await node.start(create("a"))
+        node.raft.leader_id = 3
+        await asyncio.wait_for(node.calls.asked_twice.wait(), 5)
+        assert [asked[0] for asked in node.calls.asked] == [2, 3]
+        assert node.calls.asked[0][3].cancelled()
+        assert node.calls.asked[0][2] == node.calls.asked[1][2], "the same command with the same number"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def test_who_is_not_the_controller_says_so(self) -> None:
+        node = Node(leads=False)
+        with pytest.raises(PostbusError) as refused:
+            await node.calls.handlers[EXECUTE](PeerId(2, "x"), encode_command(create("a")))
+        assert refused.value.reason == error_pb2.ERROR_REASON_NOT_LEADER
+
+    async def test_a_snapshot_tells_what_was_carried_out(self) -> None:
+        """A node that was far behind finds its command in it, but not the images around it."""
+        node, controller = Node(leads=False), Node(snapshot_entries=2)
+        (task,) = await node.start(create("a"))
+        await controller.calls.handlers[EXECUTE](PeerId(1, "x"), node.calls.asked[0][2])
+        await controller.log.execute(create("b"))
+        node.log.restored(*controller.raft.snapshots[0])
+        executed = await task
+        assert executed.before is executed.after is node.log.state
 
 
-async def test_a_producer_id_is_told_only_when_its_block_is_durable(slow_meta: Any) -> None:
-    ids = ProducerIds(open_log(slow_meta))
-    task = asyncio.create_task(ids.take())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert not task.done() and slow_meta.pending
-    slow_meta.flush()
-    assert await task == 1
+async def test_only_so_many_commands_wait_to_be_committed() -> None:
+    node = Node(proposals_max=2)
+    node.raft.auto = False
+    first, second, third = await node.start(create("a"), create("b"), create("c"))
+    assert third.done() and third.exception().reason == error_pb2.ERROR_REASON_QUOTA_EXCEEDED
+    node.raft.commit()
+    await asyncio.gather(first, second)
+
+
+async def test_only_so_many_commands_are_remembered() -> None:
+    node = Node(commands_remembered=3)
+    for number in range(9):
+        await node.log.execute(create(f"t{number}"))
+    assert len(node.log._remembered) == 3
+
+
+async def test_whoever_waits_for_an_entry_is_woken_by_it() -> None:
+    node = Node()
+    waiting = asyncio.create_task(node.log.wait_applied(START.index + 2, timeout_s=5))
+    assert await node.log.wait_applied(START.index, timeout_s=0)
+    assert not await node.log.wait_applied(START.index + 1, timeout_s=0)
+    for index in (1, 2):
+        node.raft.apply(START.index + index, b"")
+    assert await waiting
+
+
+async def test_once_closed_nothing_is_executed() -> None:
+    node = Node()
+    await node.log.close()
+    with pytest.raises(PostbusError) as refused:
+        await node.log.execute(create("a"))
+    assert refused.value.reason == error_pb2.ERROR_REASON_DRAINING
+
+
+async def test_a_registration_is_repeated_without_a_second_life() -> None:
+    node = Node()
+    command = RegisterNode(node_id=2, store_id="two")
+    payload = encode_command(command, command_id=77)
+    first = await node.calls.handlers[EXECUTE](PeerId(2, "two"), payload)
+    again = await node.calls.handlers[EXECUTE](PeerId(2, "two"), payload)
+    assert first == again
+    assert node.log.state.nodes[2].broker_epoch == ControllerAnswer.FromString(first).index
+
+
+async def test_producer_ids_are_given_once_across_blocks_nodes_and_callers() -> None:
+    node = Node()
+    ids, others = ProducerIds(node.log, block_ids=3), ProducerIds(node.log, block_ids=3)
+    taken = await asyncio.gather(*(ids.take() for _ in range(8)), *(others.take() for _ in range(4)))
+    assert len(set(taken)) == 12
+    assert all(ids.handed_out(producer_id) for producer_id in taken)
+    assert not ids.handed_out(0) and not ids.handed_out(max(taken) + 3)
+    assert await ids.next_epoch(taken[0], 0) == 1
+    assert await ids.next_epoch(taken[0], 1) == 2
