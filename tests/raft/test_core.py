@@ -16,9 +16,11 @@ from broker.raft.messages import (
     Loaded,
     Message,
     RaftSettings,
+    TimeoutNow,
     Vote,
     VoteResponse,
 )
+from broker.raft.progress import Pace, Progress
 
 MEMBERS = Configuration(tuple(Seat(node_id, f"s{node_id}") for node_id in (1, 2, 3)))
 
@@ -158,3 +160,61 @@ def test_while_the_member_is_heard_another_disk_under_its_id_gets_no_seat() -> N
     core.step(Message(1, "", PeerId(2, "copy"), 1, False, Vote(0, 0, pre=True)))
     seat = core.configuration.seat(2)
     assert seat is not None and (seat.store_id, seat.voter, seat.returning) == ("copy", False, True)
+
+
+def test_no_vote_for_a_longer_log_of_an_earlier_term() -> None:
+    core = follower(last_index=2)
+    say(core, Append(2, 1, 0, (Entry(3, 2, b"y"),)), term=2, node_id=2)
+    answers(core)
+    core.peer_lost(2)
+    say(core, Vote(9, 1), term=3, node_id=1)
+    assert answers(core) == [VoteResponse(granted=False)]
+
+
+def test_an_fsync_of_an_earlier_term_does_not_count_for_what_replaced_it() -> None:
+    """Leader, deposed, overwritten and leader again before its first write ended: etcd's ABA."""
+    script = Script()
+    script.run("formed 1 2 3")
+    core = script.core("1")
+
+    def hear(body: object, *, term: int, node_id: int = 2) -> None:
+        core.step(Message(1, "s1", PeerId(node_id, f"s{node_id}"), term, False, body))  # type: ignore[arg-type]
+
+    core.propose(b"first")
+    first = core.ready()
+    hear(Append(1, 1, 1, (Entry(2, 2, b""), Entry(3, 2, b"second"))), term=2)
+    second = core.ready()
+    hear(TimeoutNow(), term=2)
+    assert core.ready() is not None
+    hear(VoteResponse(granted=True), term=3)
+    third = core.ready()
+    assert core.role is Role.LEADER
+    assert first is not None and second is not None and third is not None
+    hear(AppendResponse(index=3), term=3)
+    core.advance(first)
+    core.advance(second)
+    assert core.progress[1].match == 0
+    hear(AppendResponse(index=4), term=3)
+    assert core.log.commit == 1
+    core.advance(third)
+    assert core.log.commit == 4
+
+
+def test_a_change_of_members_that_gives_way_is_undone() -> None:
+    core = follower(last_index=2)
+    fourth = Configuration((*MEMBERS.seats, Seat(4, "s4", voter=False)))
+    say(core, Append(2, 1, 1, (Entry(3, 1, b"", fourth),)), term=1)
+    assert core.configuration == fourth
+    say(core, Append(2, 1, 1, (Entry(3, 2, b"x"),)), term=2, node_id=2)
+    assert core.configuration == MEMBERS
+
+
+def test_a_refusal_that_is_out_of_date_changes_nothing() -> None:
+    progress = Progress("s2", next=6, heard_tick=0)
+    progress.accepted(5, first_index=1)
+    assert not progress.rejected(4, may_equal=2)
+    assert (progress.pace, progress.next) == (Pace.REPLICATE, 6)
+    assert progress.rejected(6, may_equal=5)
+    assert (progress.pace, progress.next) == (Pace.PROBE, 6)
+    assert not progress.rejected(9, may_equal=2)
+    assert progress.next == 6
