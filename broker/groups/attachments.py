@@ -1,10 +1,10 @@
 """The members that this node speaks for, attached to whichever node coordinates their groups.
 
 Owns one path a coordinating node (this one too): calls "which of these should send a heartbeat?", one after the
-other (`ChangesCall`; the other side is `watches`). Whoever watches is called back for what an answer names, and for
-all of a path that broke or whose coordinator moved, because then anything may have been missed: a heartbeat finds the
-new coordinator, tells it what the member holds, and hears what it should. At most two calls are open on a path: one
-that waits, and one that brings news of members, which ends the wait of the first.
+other (`ChangesCall`; the other side is `watches`). Whoever watches is called back for what an answer names. Where a
+path breaks or the coordinator moves, its members are watched anew, and nothing is missed: a coordinator names a member
+until it heard of it, and after a move all that hold anything. At most two calls are open on a path: one that waits,
+and one that brings news of members, which ends the wait of the first.
 """
 
 import asyncio
@@ -89,7 +89,6 @@ class Attachments:
         """The partition has another leader, or the same one anew: all its members are to be attached again."""
         for member in [member for member in self._watched if self._coordinators.number_of(member[0]) == number]:
             self._place(member)
-            self._changed(member)
 
     def _changed(self, member: MemberKey) -> None:
         for on_change in list(self._watched.get(member, ())):
@@ -117,7 +116,6 @@ class _Path:
         self._news: dict[MemberKey, bool] = {}  # since the last call: added (or to be looked at again), or removed
         self._watch_id = ""  # empty: to begin
         self._open: dict[asyncio.Future[ChangesReply], None] = {}
-        self._answered = False  # since it began
         self._scheduled = False
         self._pause: Timer | None = None
         self._backoff = Backoff()
@@ -176,21 +174,15 @@ class _Path:
         if failure is not None or not asked.result().known:
             self._broke()
             return
-        self._answered = True
         self._backoff.worked()
         for member in asked.result().changed:
             self._changed(member)
         self._schedule()
 
     def _broke(self) -> None:
-        """Answers may have been lost."""
-        answered, self._answered = self._answered, False
+        """Answers may have been lost: once all are watched again, those are named again."""
         self._abandon()
         self._pause = self._call_later(self._backoff.failed(), self._again)
-        # Once for each time that it worked: what fails again and again has no news.
-        if answered:
-            for member in list(self._members):
-                self._changed(member)
 
     def _again(self) -> None:
         self._pause = None

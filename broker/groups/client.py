@@ -133,8 +133,7 @@ class CoordinatorClient:
         return await self._calls.start_call(node_id, method, payload, timeout_s=timeout_s)
 
     def watch(self, group: str, member_id: str, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when the member should send a heartbeat: its target changed, its membership ended, or
-        its coordinator moved. Nothing is missed between a reply and this."""
+        """As GroupCoordinator.watch, wherever the coordinator goes. Nothing is missed between a reply and this."""
         self._attachments.watch(group, member_id, on_change)
 
     def unwatch(self, group: str, member_id: str, on_change: Callable[[], None]) -> None:

@@ -153,6 +153,7 @@ class Cluster:
         self.network = Network()
         self.ids = count(1)
         self.facts = Facts()
+        self.joined: list[Agent] = []
         self.nodes = {node_id: ClusterNode(self, node_id) for node_id in range(1, size + 1)}
 
     def __getitem__(self, node_id: int) -> ClusterNode:
@@ -173,6 +174,7 @@ class Cluster:
     async def agents(self, *node_ids: int, **fields: Any) -> list["Agent"]:
         """Members whose streams are on these nodes, each with its share of the partitions."""
         agents = [Agent(self, node_id, **fields) for node_id in node_ids]
+        self.joined += agents
         for agent in agents:
             await agent.join()
         await asyncio.sleep(1)

@@ -10,7 +10,8 @@ from postbus.v1 import group_pb2
 from sim_loop import SimLoop
 
 from broker.errors import PostbusError, Reason
-from broker.groups.calls import CommitEntry, HeartbeatCall
+from broker.groups.calls import CommitEntry, HeartbeatCall, maybe_done
+from broker.groups.journal import Journal
 from broker.storage.errors import LogCorrupt
 
 
@@ -125,6 +126,29 @@ def test_a_new_coordinator_answers_nothing_before_all_it_found_is_safe() -> None
         log.sync()
         assert (await asking)[0] == 5
         await committing
+
+    simulate(scenario)
+
+
+def test_what_the_next_leader_makes_safe_says_nothing_of_what_this_one_wrote() -> None:
+    """Its records may stand at the same offsets."""
+
+    async def scenario(loop: SimLoop) -> None:
+        log = SharedLog()
+        log.sync_by_itself = False
+        journal = Journal(log.on(1), call_later=loop.call_later)
+        journal.write(b"key", b"value")
+        waiting = asyncio.ensure_future(journal.durable())
+        await asyncio.sleep(1)
+        log.move(2, keep=0)
+        Journal(log.on(2), call_later=loop.call_later).write(b"other", b"value")
+        await asyncio.sleep(1)
+        log.sync()
+        await asyncio.sleep(1)
+        assert journal.durable_end_offset == 0
+        assert not waiting.done()
+        journal.close()
+        assert maybe_done(await refusal(waiting))
 
     simulate(scenario)
 
@@ -248,6 +272,25 @@ def test_a_stream_that_ends_is_told_across_nodes() -> None:
     simulate(scenario)
 
 
+def test_nothing_is_missed_between_a_reply_and_a_watch_across_nodes() -> None:
+    """What happened since the member's last heartbeat is told to whoever begins to watch, a second one too."""
+
+    async def scenario(loop: SimLoop) -> None:
+        cluster = new_cluster(loop)
+        client = cluster[2].client
+        reply = await client.heartbeat(HeartbeatCall(group="g", topics=("a",), stream=True))
+        await Agent(cluster, 3).join()
+        heard: list[str] = []
+        client.watch("g", reply.member_id, lambda: heard.append("first"))
+        await asyncio.sleep(0.1)
+        assert heard == ["first"]
+        client.watch("g", reply.member_id, lambda: heard.append("second"))
+        await asyncio.sleep(0.1)
+        assert "second" in heard
+
+    simulate(scenario)
+
+
 def test_members_of_one_node_cost_one_call_not_one_each() -> None:
     """A hundred members that nothing happens to: a long poll every two seconds."""
 
@@ -269,7 +312,49 @@ def test_a_join_whose_answer_is_lost_makes_one_member() -> None:
         cluster = new_cluster(loop)
         cluster.network.lose_answers["group.heartbeat"] = 3
         await cluster.agents(2)
-        assert len((await cluster[1].client.get_group("g")).members) == 1
+        (agent,) = cluster.joined
+        assert agent.member_epoch == 1
+        assert [member.member_id for member in (await cluster[1].client.get_group("g")).members] == [agent.member_id]
+
+    simulate(scenario)
+
+
+def test_a_join_that_comes_late_a_second_time_shuts_nobody_out() -> None:
+    """Neither a new member nor a static one that came back: the same call is one join."""
+
+    async def scenario(loop: SimLoop) -> None:
+        cluster = new_cluster(loop)
+        for instance_id in ("", "i", "i"):
+            join = HeartbeatCall(group="g", topics=("a",), stream=True, instance_id=instance_id, join_id=f"j{loop.now}")
+            coordinator = cluster[1].coordinators.serving(0) or await cluster[1].coordinators.of_number(0)
+            first = await coordinator.heartbeat(join)
+            late = await coordinator.heartbeat(join)
+            assert (late.member_id, late.member_epoch) == (first.member_id, first.member_epoch)
+            assert late.target == first.target
+            await asyncio.sleep(1)
+
+    simulate(scenario)
+
+
+def test_members_stay_while_their_new_coordinator_loads() -> None:
+    """However long that takes: they are watched from the moment that it knows them."""
+
+    async def scenario(loop: SimLoop) -> None:
+        cluster = new_cluster(loop)
+        agents = await cluster.agents(1, 2, 3)
+        before = [dict(agent.held) for agent in agents]
+        log = cluster.logs[0]
+        log.sync_by_itself = False
+        committing = asyncio.ensure_future(agents[0].commit(5))
+        await asyncio.sleep(0.01)
+        log.move(2)
+        await asyncio.sleep(8)
+        log.sync_by_itself = True
+        log.sync()
+        await committing
+        await asyncio.sleep(30)
+        assert [agent.held for agent in agents] == before
+        assert not any(agent.failure for agent in agents)
 
     simulate(scenario)
 
