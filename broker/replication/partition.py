@@ -429,7 +429,8 @@ class Partition:
             shared.isr_changes.led(self)
             if shared.feeder is not None:
                 shared.feeder.led(self)
-        elif self.leader_id is not None and shared.puller is not None:
+        elif self.leader_id is not None and shared.puller is not None and local.last_epoch <= self.leader_epoch:
+            # (A leader of an epoch before that of records which are here led long ago: it would take them back.)
             self.followed = FollowedPartition(leader_id=self.leader_id, leader_epoch=self.leader_epoch)
             shared.puller.ask(self)
 

@@ -21,7 +21,7 @@ from broker.controller.state import ClusterState, NodeState, PartitionState, Top
 from broker.controller.topic_config import TopicDefaults
 from broker.errors import PostbusError, Reason
 from broker.peers.calls import Calls
-from broker.replication.partition import Partition
+from broker.replication.partition import Partition, Role
 from broker.replication.partitions import Partitions
 from broker.replication.settings import ReplicationSettings
 from broker.storage.batch import NewBatch
@@ -83,7 +83,7 @@ class Program:
         for node_id in range(1, cluster.count + 1):
             transport.set_address(node_id, endpoint(node_id))
         self.calls = Calls(transport, clock=process, node_id=machine.node_id, store_id=machine.me.store_id)
-        self.session = TestSession(cluster, machine.node_id, cluster.broker_epoch(machine.node_id))
+        self.session = TestSession(cluster, machine.node_id, 0)
         self.partitions = Partitions(
             store=self.store,
             clock=process,
@@ -96,8 +96,16 @@ class Program:
             settings=cluster.settings,
         )
         self.image = ClusterState()
-        self.follow(cluster.image)
         transport.start()
+        # As after any start: first what was long ago, and registered only when all of that is known.
+        for step, image in enumerate(cluster.history):
+            machine.loop.call_in(process, step * 0.002, self.follow, image)
+        machine.loop.call_in(process, len(cluster.history) * 0.002, self._register, cluster, machine.node_id)
+
+    def _register(self, cluster: "ReplicaCluster", node_id: int) -> None:
+        self.follow(cluster.image)
+        self.session.broker_epoch = cluster.broker_epoch(node_id)
+        self.partitions.session_changed()
 
     def follow(self, image: ClusterState) -> None:
         """The metadata log has come so far."""
@@ -151,6 +159,7 @@ class ReplicaCluster:
                 for node_id in range(1, count + 1)
             },
         )
+        self.history = [self.image]
         self.machines = {
             node_id: Machine(
                 loop, self.network, node_id, lambda machine: Program(machine, self), cluster_id="c", clock_drift=0.0
@@ -158,9 +167,10 @@ class ReplicaCluster:
             for node_id in range(1, count + 1)
         }
 
-    def start(self) -> None:
+    async def start(self) -> None:
         for machine in self.machines.values():
             machine.start()
+        await asyncio.sleep(0.02)
 
     # --- the controller
 
@@ -190,6 +200,7 @@ class ReplicaCluster:
     def publish(self, image: ClusterState) -> None:
         """Everybody hears of it, some time."""
         image = self.image = replace(image, index=self.image.index + 1)
+        self.history.append(image)
         for machine in self.machines.values():
             if machine.running:
                 program, process = machine.program, machine.process
@@ -243,12 +254,18 @@ class ReplicaCluster:
         program: Program = self.machines[node_id].program
         return program.partition
 
+    def leads(self, node_id: int) -> bool:
+        """Whether it thinks so."""
+        topic = self.machines[node_id].program.partitions.find_name("t")
+        return topic is not None and topic.partition(0).role is Role.LEADER
+
     def log(self, node_id: int) -> Any:
         return self.partition(node_id).local
 
     def append(self, node_id: int, payload: bytes = b"", *, acks: int = ALL, size: int = 0) -> bytes:
         """One record, in the node's own code; `acknowledged` and `errors` tell what became of it."""
         self._appended += 1
+        assert self.machines[node_id].running
         payload = payload or b"%d" % self._appended
         payload = payload.ljust(size, b".")
         process = self.machines[node_id].process

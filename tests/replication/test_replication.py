@@ -25,7 +25,7 @@ def simulated(**options: Any) -> Callable[[Callable[[ReplicaCluster], Awaitable[
         def run() -> None:
             async def scenario(loop: Any) -> None:
                 cluster = ReplicaCluster(loop, **options)
-                cluster.start()
+                await cluster.start()
                 await test(cluster)
 
             run_seed(scenario, 1)
@@ -130,7 +130,7 @@ async def test_a_new_leader_has_all_that_was_acknowledged_and_the_old_one_gives_
     lost = [cluster.append(1) for _ in range(3)]
     await asyncio.sleep(0.05)
     cluster.fail_over(2)
-    await cluster.until(lambda: cluster.partition(2).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(2))
     await cluster.acknowledge(2, 4)
     assert not cluster.errors
     cluster.network.heal_all()
@@ -153,7 +153,7 @@ async def test_who_waits_when_the_leadership_is_lost_hears_of_a_commit_under_the
     cluster.machines[1].disk.speed.factor = 1000.0
     await cluster.until(lambda: all(cluster.log(n).durable_end_offset == 7 for n in (2, 3)))
     cluster.fail_over(3)
-    await cluster.until(lambda: cluster.partition(3).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(3))
     await asyncio.sleep(0.1)
     cluster.machines[1].disk.speed.factor = 1.0
     cluster.network.heal_all()
@@ -176,7 +176,7 @@ async def test_truncation_to_the_watermark_followed_by_an_election_loses_nothing
     cluster.change(leader=2, isr=(2, 3))
     cluster.node(2, broker_epoch=500)
     cluster.machines[2].start()
-    await cluster.until(lambda: cluster.partition(2).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(2))
     assert cluster.log(2).end_offset == 6
     await cluster.acknowledge(2, 3)
     cluster.restart(1)
@@ -199,7 +199,7 @@ async def test_double_failover_with_epochs_missing_on_one_side(cluster: ReplicaC
     # Epoch 2: node 2 alone, likewise.
     cluster.network.heal_all()
     cluster.fail_over(2)
-    await cluster.until(lambda: cluster.partition(2).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(2))
     cluster.network.cut(2, 3)
     cluster.append(2)
     await asyncio.sleep(0.02)
@@ -207,7 +207,7 @@ async def test_double_failover_with_epochs_missing_on_one_side(cluster: ReplicaC
     # Epoch 3: node 3 alone; it has neither. Epoch 4: the same node, once more.
     cluster.network.heal_all()
     cluster.change(leader=3, isr=(3,))
-    await cluster.until(lambda: cluster.partition(3).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(3))
     await cluster.acknowledge(3, 2)
     cluster.change(leader=3, isr=(3,))
     await cluster.until(lambda: cluster.partition(3).leader_epoch == 4)
@@ -234,8 +234,28 @@ async def test_a_power_cut_of_all_nodes_loses_nothing_that_was_acknowledged(clus
     cluster.machines[2].start()
     cluster.machines[3].start()
     cluster.restart(1)
-    await cluster.until(lambda: cluster.partition(2).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(2))
     await cluster.acknowledge(2, 2)
+    await cluster.in_sync(1, 2, 3)
+    await same_everywhere(cluster, 2, 1, 3)
+
+
+@simulated()
+async def test_who_led_long_ago_takes_nothing_back_when_all_start_together(cluster: ReplicaCluster) -> None:
+    """Every node replays images in which node 1 led; it lacks what was acknowledged under node 2."""
+    await cluster.acknowledge(1, 3)
+    cluster.machines[1].kill()
+    cluster.fail_over(2)
+    await cluster.until(lambda: cluster.leads(2))
+    await cluster.acknowledge(2, 5)
+    for node_id in (2, 3):
+        cluster.machines[node_id].cut_power()
+    for node_id in (1, 2, 3):
+        cluster.node(node_id, broker_epoch=2000 + node_id)
+    cluster.change(leader=2, isr=(2, 3))
+    await cluster.start()
+    await cluster.until(lambda: cluster.leads(2))
+    await cluster.acknowledge(2)
     await cluster.in_sync(1, 2, 3)
     await same_everywhere(cluster, 2, 1, 3)
 
@@ -469,7 +489,7 @@ async def test_a_node_without_a_replica_reads_through_the_leader(cluster: Replic
     assert woken
     cluster.machines[1].kill()
     cluster.fail_over(2)
-    await cluster.until(lambda: cluster.partition(2).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(2))
     await cluster.acknowledge(2, 2)
     await cluster.until(lambda: reader.high_watermark == 24)
     found = await process.spawn(reader.log.read(22, end_offset=24, max_bytes=1 << 20))
@@ -502,7 +522,7 @@ async def test_a_fresh_high_watermark_waits_until_a_new_leader_knows(cluster: Re
     await cluster.acknowledge(1, 5)
     cluster.machines[1].kill()
     cluster.fail_over(2)
-    await cluster.until(lambda: cluster.partition(2).role is Role.LEADER)
+    await cluster.until(lambda: cluster.leads(2))
     for node_id in (2, 3):
         process = cluster.machines[node_id].process
         assert process is not None
