@@ -11,7 +11,7 @@ import pytest
 from postbus.v1 import error_pb2
 from sim_disk import SimCommitter, SimEngine, SimMark
 from sim_loop import SimLoop
-from sim_machines import Machine, endpoint
+from sim_machines import FaultPlan, Machine, Nemesis, endpoint
 from sim_network import SimNetwork
 from sim_seeds import check_replays, run_seed, seeds
 
@@ -102,11 +102,12 @@ class Node:
         )
         machine.transport.add_lost_listener(self.controller.on_peer_lost)
         machine.transport.add_lost_listener(self.session.on_peer_lost)
-        self.log.add_listener(lambda old, new: cluster.applied(machine.node_id, new))
+        self.log.add_listener(lambda old, new: cluster.applied(machine.node_id, old, new))
         machine.transport.start()
         self.raft.start()
         self.session.start()
         self.watch.start()
+        cluster.on_boot(self)
 
     def state_of(self, topic: str, number: int = 0) -> PartitionState:
         return self.log.state.topics[topic].partitions[number]
@@ -127,15 +128,19 @@ class Cluster:
         self.founders = tuple(range(1, size + 1))
         self.network = SimNetwork(loop)
         self.unclean = False
+        self.on_boot: Callable[[Node], None] = lambda node: None
         self.images: dict[int, ClusterState] = {}
         self.machines = {
             node_id: Machine(loop, self.network, node_id, lambda machine: Node(machine, self), cluster_id=CLUSTER_ID)
             for node_id in self.founders
         }
 
-    def applied(self, node_id: int, state: ClusterState) -> None:
-        """I8: whatever is applied up to an index is the same everywhere."""
-        assert self.images.setdefault(state.index, state) == state, f"node {node_id} differs at {state.index}"
+    def applied(self, node_id: int, old: ClusterState, new: ClusterState) -> None:
+        """I8: whatever is applied up to an index is the same everywhere. And what holds of every image."""
+        known = self.images.setdefault(new.index, new)
+        assert known == new, f"node {node_id} differs at {new.index}"
+        if known is new:
+            check_image(old, new)
 
     def start(self, *node_ids: int) -> None:
         for node_id in node_ids or self.founders:
@@ -173,6 +178,20 @@ class Cluster:
     def controller(self) -> Node:
         (active,) = [node for node in self.nodes() if node.log.active]
         return active
+
+
+def check_image(old: ClusterState, new: ClusterState) -> None:
+    """I6 and I9."""
+    for topic, number, state in new.partitions():
+        isr, elr = set(state.isr), set(state.elr)
+        assert not isr & elr and isr | elr <= set(state.replicas)
+        assert not any(new.nodes[node_id].fenced for node_id in isr)
+        assert bool(isr) == bool(state.leader) and (not isr or state.leader in isr)
+        before = old.topic_by_id(topic.topic_id)
+        if before is not None and number < before.partition_count:
+            was = before.partitions[number]
+            assert state.partition_epoch >= was.partition_epoch + (state != was)
+            assert state.leader_epoch >= was.leader_epoch + (state.leader != was.leader)
 
 
 def create(name: str = "orders", **options: Any) -> CreateTopic:
@@ -479,6 +498,108 @@ def test_a_new_node_observes_gets_replicas_votes_and_leaves_again() -> None:
         await cluster.until(lambda: all(member.node_id != victim for member in active.raft.members()))
 
     simulate(scenario)
+
+
+class Work:
+    """What nodes do all the time: they manage topics, and lead partitions whose followers always catch up."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.acknowledged: dict[str, int] = {}  # topics, and at which index they were there
+        self.altered_count = 0
+        self.unknown_count = 0
+        self.names_count = 0
+
+    def begin(self, node: Node) -> None:
+        assert node.machine.process is not None
+        node.machine.process.spawn(self._manage(node))
+        node.machine.process.spawn(self._lead(node))
+
+    async def _manage(self, node: Node) -> None:
+        draw = node.machine.random_for("work")
+        while True:
+            await asyncio.sleep(draw.expovariate(1.5))
+            self.names_count += 1
+            name = f"t{self.names_count}"
+            try:
+                executed = await node.log.execute(
+                    create(name, partition_count=2, replication_factor=3, seed=draw.getrandbits(16)), timeout_s=5
+                )
+            except PostbusError as error:
+                self.unknown_count += error.kind.outcome_unknown
+                assert error.kind.retriable or error.kind.outcome_unknown, error
+                continue
+            assert name in node.log.state.topics
+            self.acknowledged[name] = executed.after.index
+
+    async def _lead(self, node: Node) -> None:
+        node_id = node.machine.node_id
+        while True:
+            await asyncio.sleep(0.2)
+            if not node.session.session_valid:
+                continue
+            state = node.log.state
+            changes = []
+            for topic, number, partition in state.partitions():
+                there = [each for each in partition.replicas if not state.nodes[each].fenced]
+                if partition.leader == node_id and set(there) > set(partition.isr):
+                    members = tuple(Member(each, state.nodes[each].broker_epoch) for each in there)
+                    changes.append(
+                        AlterPartition(
+                            topic_id=topic.topic_id,
+                            partition=number,
+                            leader_epoch=partition.leader_epoch,
+                            partition_epoch=partition.partition_epoch,
+                            isr=members,
+                        )
+                    )
+            if changes:
+                try:
+                    results = await node.session.alter_partitions(changes, timeout_s=2)
+                except PostbusError:
+                    continue
+                self.altered_count += sum(result.error is None for result in results)
+
+
+async def controllers_under_faults(loop: SimLoop) -> tuple[Work, Nemesis]:
+    cluster = Cluster(loop, 3)
+    work = Work(cluster)
+    cluster.on_boot = work.begin
+    cluster.start()
+    await cluster.settled()
+    machines = list(cluster.machines.values())
+    nemesis = Nemesis(
+        loop,
+        cluster.network,
+        machines,
+        FaultPlan(),
+        leader=lambda: next((node.machine.node_id for node in cluster.nodes() if node.log.active), None),
+    )
+    await nemesis.run(25.0)
+    await cluster.settled(3)
+
+    def restored() -> bool:
+        """Everybody is in sync everywhere, and leads what it should."""
+        return all(
+            len(state.isr) == 3 and not state.elr and state.leader == state.replicas[0]
+            for node in cluster.nodes()
+            for _, _, state in node.log.state.partitions()
+        )
+
+    await cluster.until(restored, timeout_s=30)
+    for node in cluster.nodes():
+        for name in work.acknowledged:
+            assert name in node.log.state.topics or node.log.state.index < work.acknowledged[name], name
+    return work, nemesis
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+def test_the_cluster_s_image_survives_whatever_happens_to_its_nodes(seed: int) -> None:
+    """No invariant breaks; what was acknowledged is there; once faults end, all is as it was before them."""
+    _, (work, nemesis) = run_seed(controllers_under_faults, seed)
+    assert len(work.acknowledged) > 10
+    assert work.altered_count > 10
+    assert sum(nemesis.faults.values()) > 10, nemesis.faults
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
