@@ -266,6 +266,11 @@ class Bus:
         return self.metadata_log.state
 
     @property
+    def knows(self) -> bool:
+        """The image here holds all that was decided before this node started."""
+        return self._settled
+
+    @property
     def ready(self) -> bool:
         """The cluster counts on this node, and it is in sync with all that it has a replica of."""
         return not self.not_ready

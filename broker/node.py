@@ -27,6 +27,7 @@ from broker.controller.metadata_log import MetadataLogSettings
 from broker.controller.session import SessionSettings
 from broker.controller.state import NOBODY, ClusterState, difference
 from broker.controller.topic_config import TopicDefaults
+from broker.errors import PostbusError, Reason
 from broker.groups.driver import CoordinatorSettings
 from broker.http import HttpServer, Readiness
 from broker.peers.calls import CallsSettings
@@ -60,6 +61,7 @@ log = structlog.get_logger(__name__)
 
 FATAL_EXIT_CODE: Final = 70
 READY_CHECK_S: Final = 0.01
+STARTING_RETRY_AFTER_MS: Final = 200
 NOT_READY_LOG_S: Final = 5.0
 
 
@@ -94,6 +96,7 @@ class Node:
         self._store: LogStore
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
+        self._at_exit = False
 
     # --- start ---
 
@@ -300,7 +303,7 @@ class Node:
     async def _serve_clients(self) -> None:
         register(
             self._server,
-            Adapter(observe=self.metrics.request),
+            Adapter(observe=self.metrics.request, closed=self._closed),
             publisher=self._publisher,
             subscriber=self._subscriber,
             topics=self._topics,
@@ -311,8 +314,23 @@ class Node:
         enable_reflection(self._server)
         await self._health.set(serving=False)
         await self._server.start()
-        # With a grace, clients are told by a GOAWAY that cancels nothing; without calls it takes no time.
-        self._stack.push_async_callback(self._server.stop, 0.5)
+        self._stack.push_async_callback(self._stop_serving)
+
+    def _closed(self, rpc: str) -> PostbusError | None:
+        """Before it knows the cluster's image a node would say of what is there that it is not."""
+        if self._bus.knows or rpc.startswith("ClusterService/"):
+            return None
+        return PostbusError(
+            Reason.ERROR_REASON_NO_LEADER,
+            f"this node is starting: {self._bus.not_ready}",
+            retry_after_ms=STARTING_RETRY_AFTER_MS,
+        )
+
+    async def _stop_serving(self) -> None:
+        """gRPC's stop tells the last callers CANCELLED; the end of the process, which resets connections, does not."""
+        if not self._at_exit:
+            # With a grace, clients are told by a GOAWAY that cancels nothing; without calls it takes no time.
+            await self._server.stop(0.5)
 
     async def _serve_http(self) -> int | None:
         if self._settings.http_port is None:
@@ -415,8 +433,12 @@ class Node:
 
     # --- stop ---
 
-    async def stop(self) -> None:
-        """Drains and closes. What was acknowledged is safe whether or not this is called."""
+    async def stop(self, *, at_exit: bool = False) -> None:
+        """Drains and closes. What was acknowledged is safe whether or not this is called.
+
+        at_exit: the process ends right after it.
+        """
+        self._at_exit = at_exit
         grace_s = self._settings.drain_grace_seconds
         self._ready = Readiness(False, "draining")
         await self._health.set(serving=False)

@@ -52,10 +52,12 @@ class Call:
 
 
 class Adapter:
-    """Makes method handlers of servicer methods. `observe` is told of each unary call's end."""
+    """Makes method handlers of servicer methods."""
 
-    def __init__(self, *, observe: Observe) -> None:
+    def __init__(self, *, observe: Observe, closed: Callable[[str], PostbusError | None] = lambda rpc: None) -> None:
+        """observe: is told of each unary call's end. closed: why an RPC is not served now; None: it is."""
         self._observe = observe
+        self._closed = closed
 
     def unary(self, rpc: str, request_type: type[M], method: Callable[[M, Call], Awaitable[Message]]) -> Handler:
         """A unary method whose request is checked for unknown fields."""
@@ -112,6 +114,8 @@ class Adapter:
         started = time.monotonic()
         code = "OK"
         try:
+            if (closed := self._closed(rpc)) is not None:
+                raise closed
             return await run()
         except (PostbusError, StorageError) as raised:
             # This frame holds it, and its traceback this frame and the request: a cycle.

@@ -6,6 +6,7 @@ event node_ready, everything else for what the cluster itself says of its leader
 
 import asyncio
 import contextlib
+import random
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,15 @@ from typing import Any
 import grpc
 from broker_process import BrokerProcess, free_port
 from bus import Bus, passes
-from postbus.v1 import cluster_pb2, cluster_pb2_grpc, topic_pb2
+from postbus.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    group_pb2_grpc,
+    publisher_pb2_grpc,
+    subscriber_pb2_grpc,
+    topic_pb2,
+    topic_pb2_grpc,
+)
 from proxy import LinkProxy, Way
 
 CLUSTER_ID = "testcluster"
@@ -22,7 +31,19 @@ WAIT_S = 60.0
 ENVIRONMENT = {
     "POSTBUS_DISK_FREE_MIN_BYTES": "16MiB",
     "POSTBUS_MEMTABLE_BYTES": "4MiB",
+    "POSTBUS_KEEPALIVE_CLIENT_PING_SECONDS_MIN": "0.5",
 }
+# A client finds out by itself that a host stands still.
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
 
 
 class Cluster:
@@ -42,11 +63,6 @@ class Cluster:
         self._environment = {**ENVIRONMENT, **(environment or {})}
         self._peer_ports: dict[int, int] = {}
         self._channels: dict[int, grpc.aio.Channel] = {}
-
-    @property
-    def target(self) -> str:
-        """All nodes, for clients."""
-        return "ipv4:" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes.values())
 
     async def start(self) -> None:
         """All nodes, from wherever they are."""
@@ -199,10 +215,45 @@ class Cluster:
 
 
 class ClusterBus(Bus):
-    """Clients of the kill tests, given all addresses: gRPC itself goes on to the next when one is gone."""
+    """Clients of the kill tests, given every node: each call goes to one by chance, so that a retry finds another."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(cluster)  # type: ignore[arg-type]
+    def __init__(self, cluster: Cluster, seed: int = 1) -> None:
+        self.broker = cluster  # type: ignore[assignment]
+        self._chance = random.Random(seed)
+        self._channels = {
+            number: grpc.aio.insecure_channel(node.target, options=CHANNEL_OPTIONS)
+            for number, node in cluster.nodes.items()
+        }
+        self.publisher = _OnAnyNode(self, publisher_pb2_grpc.PublisherServiceStub)  # type: ignore[assignment]
+        self.subscriber = _OnAnyNode(self, subscriber_pb2_grpc.SubscriberServiceStub)  # type: ignore[assignment]
+        self.groups = _OnAnyNode(self, group_pb2_grpc.GroupServiceStub)  # type: ignore[assignment]
+        self.topics = _OnAnyNode(self, topic_pb2_grpc.TopicServiceStub)  # type: ignore[assignment]
+
+    def any_channel(self) -> grpc.aio.Channel:
+        """Of a node that has a process, whatever that is doing."""
+        cluster: Cluster = self.broker  # type: ignore[assignment]
+        numbers = [number for number in self._channels if cluster.is_running(number)]
+        return self._channels[self._chance.choice(numbers or list(self._channels))]
+
+    async def close(self) -> None:
+        """All connections."""
+        for channel in self._channels.values():
+            await channel.close()
+
+
+class _OnAnyNode:
+    """A stub whose every call goes to a node of its own."""
+
+    def __init__(self, bus: ClusterBus, kind: Callable[[grpc.aio.Channel], Any]) -> None:
+        self._bus = bus
+        self._kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*request: Any, timeout: float | None = None, wait_for_ready: bool | None = None) -> Any:
+            # Not waiting for this node to come back: another one will do.
+            return getattr(self._kind(self._bus.any_channel()), name)(*request, timeout=timeout)
+
+        return call
 
 
 @contextlib.asynccontextmanager

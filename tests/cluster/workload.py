@@ -93,7 +93,7 @@ class Workload:
         )
         assert not found, f"{report(found)}\n{self.summary()}\n{self.cluster.log()}"
         assert self.settled, f"some records took more than {SETTLE_S:g} s\n{self.summary()}"
-        await self.bus.channel.close()
+        await self.bus.close()
 
     async def acknowledged(self, count: int) -> None:
         """Until so many more requests were acknowledged."""
