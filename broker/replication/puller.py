@@ -137,6 +137,7 @@ class _Leader:
         self._credit_bytes = 0
         self._catch_up_credit_bytes = 0
         self._room: asyncio.Task[None] | None = None
+        self._failing: dict[int, Backoff] = {}  # by log id: what came last could not be taken
 
     # --- what we follow
 
@@ -159,6 +160,7 @@ class _Leader:
             del self._partitions[partition.log_id]
             self._starts.pop(partition.log_id, None)
             self._progress.pop(partition.log_id, None)
+            self._failing.pop(partition.log_id, None)
             self._stops[partition.log_id] = None
         if self._partitions:
             self._schedule()
@@ -286,22 +288,27 @@ class _Leader:
             try:
                 local.append_replicated(envelopes)
             except (EnvelopeDamaged, ReplicaDiverged, DiskFull) as error:
-                log.warning("replication_failure", leader=self._node_id, log_id=partition.log_id, error=str(error))
+                if partition.log_id not in self._failing:
+                    log.warning("replication_failure", leader=self._node_id, log_id=partition.log_id, error=str(error))
                 self._ask_later(partition, followed)
                 return
             except StorageError:
                 followed.silence()  # deleted, or the disk failed, which ends the process
                 return
+            self._failing.pop(partition.log_id, None)
         partition.leader_said(replicated_offset=pulled.replicated_offset)
 
     def _ask_later(self, partition: FollowingPartition, followed: FollowedPartition) -> None:
         followed.silence()
+        backoff = self._failing.setdefault(
+            partition.log_id, Backoff(delay_min_s=self._settings.retry_ms / 1000, delay_max_s=1.0)
+        )
 
         def again() -> None:
             if not self._ended and partition.followed is followed and not followed.session:
                 self.ask(partition)
 
-        asyncio.get_running_loop().call_later(self._settings.retry_ms / 1000, again)
+        asyncio.get_running_loop().call_later(backoff.failed(), again)
 
     # --- what we say
 

@@ -99,8 +99,8 @@ class Program:
         transport.start()
         # As after any start: first what was long ago, and registered only when all of that is known.
         for step, image in enumerate(cluster.history):
-            machine.loop.call_in(process, step * 0.002, self.follow, image)
-        machine.loop.call_in(process, len(cluster.history) * 0.002, self._register, cluster, machine.node_id)
+            machine.loop.call_in(process, step * cluster.replay_s, self.follow, image)
+        machine.loop.call_in(process, len(cluster.history) * cluster.replay_s, self._register, cluster, machine.node_id)
 
     def _register(self, cluster: "ReplicaCluster", node_id: int) -> None:
         self.follow(cluster.image)
@@ -137,6 +137,8 @@ class ReplicaCluster:
         self.network = SimNetwork(loop)
         self.settings = settings or ReplicationSettings()
         self.tail_bytes_max = tail_bytes_max
+        self.replay_s = 0.002
+        """How long a start takes over each image of the past."""
         self.controller_silent = False
         self.loses_requests = 0
         self.loses_answers = 0

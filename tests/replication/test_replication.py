@@ -253,6 +253,7 @@ async def test_who_led_long_ago_takes_nothing_back_when_all_start_together(clust
     for node_id in (1, 2, 3):
         cluster.node(node_id, broker_epoch=2000 + node_id)
     cluster.change(leader=2, isr=(2, 3))
+    cluster.replay_s = 0.2
     await cluster.start()
     await cluster.until(lambda: cluster.leads(2))
     await cluster.acknowledge(2)
@@ -408,6 +409,20 @@ async def test_a_replica_before_the_leaders_log_start_begins_anew(cluster: Repli
     await cluster.in_sync(1, 2, 3)
     assert cluster.log(3).log_start_offset == 15
     assert set(await cluster.contents(3)) == set(range(15, 20))
+
+
+@simulated()
+async def test_a_follower_that_cannot_store_asks_again_until_it_can(cluster: ReplicaCluster) -> None:
+    """Its disk is full: it leaves the ISR and comes back by itself once there is room."""
+    await cluster.acknowledge(1, 3)
+    disk = cluster.machines[3].program.store._disk
+    has_room, disk._free_bytes = disk._free_bytes, lambda path: 0
+    disk.check()
+    await cluster.acknowledge(1, 3)
+    assert set(cluster.state.isr) == {1, 2}
+    disk._free_bytes = has_room
+    await cluster.in_sync(1, 2, 3)
+    await same_everywhere(cluster, 1, 2, 3)
 
 
 @simulated()
