@@ -37,8 +37,7 @@ def data_families(*, memtable_bytes: int) -> dict[str, FamilyOptions]:
 
 def meta_families() -> dict[str, FamilyOptions]:
     """The column families of the `meta` database."""
-    names = (RAFT, "log", "snapshot")
-    return {name: FamilyOptions(write_buffer_bytes=4 * MIB) for name in names}
+    return {RAFT: FamilyOptions(write_buffer_bytes=4 * MIB)}
 
 
 _LOG: Final = struct.Struct(">Q")

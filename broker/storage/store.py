@@ -106,7 +106,7 @@ class RecoveryReport:
 
 @dataclass(frozen=True, slots=True)
 class MetaStore:
-    """The database of the controller's metadata log: families `log` and `snapshot`."""
+    """The database of Raft, which replicates the controller's metadata log."""
 
     engine: Engine
     committer: Committer

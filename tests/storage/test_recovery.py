@@ -14,7 +14,7 @@ from broker.storage.durable_mark import DurableMark, read_mark
 from broker.storage.engine import Engine
 from broker.storage.errors import LogCorrupt, StoreFailed, StoreLoss
 from broker.storage.log import NewBatch
-from broker.storage.log_state import LOG_FAMILIES, data_families
+from broker.storage.log_state import LOG_FAMILIES, RAFT, data_families
 from broker.storage.recovery import Loss, accepted_losses
 from broker.storage.store import LogStore, StorageSettings, accept_losses
 
@@ -204,7 +204,7 @@ async def test_accepting_keeps_the_damaged_files_and_all_that_can_be_read(folder
 async def test_a_lost_metadata_database_is_a_loss_too(folder: Path) -> None:
     store = await opened(folder)
     for number in range(10):
-        store.meta.committer.submit([("put", "log", b"%d" % number, b"x" * 100)], size_bytes=100)
+        store.meta.committer.submit([("put", RAFT, b"%d" % number, b"x" * 100)], size_bytes=100)
     await store.close()
     cut(wal(folder, "meta"), 150)
     with pytest.raises(StoreLoss, match="'meta'"):
@@ -255,7 +255,7 @@ async def test_in_a_cluster_lost_metadata_makes_another_store_of_it(folder: Path
     store = await opened(folder, replicated=True)
     before = store.identity
     for number in range(10):
-        store.meta.committer.submit([("put", "log", b"%d" % number, b"x" * 100)], size_bytes=100)
+        store.meta.committer.submit([("put", RAFT, b"%d" % number, b"x" * 100)], size_bytes=100)
     await store.close()
     if damage == "wal":
         cut(wal(folder, "meta"), 150)
@@ -267,7 +267,7 @@ async def test_in_a_cluster_lost_metadata_makes_another_store_of_it(folder: Path
     assert store.identity.store_id != before.store_id
     assert (store.identity.node_id, store.identity.cluster_id) == (before.node_id, before.cluster_id)
     assert store.recovery.unclean
-    assert store.meta.engine.scan("log", b"", b"\xff") == []
+    assert store.meta.engine.scan(RAFT, b"", b"\xff") == []
     assert len(await contents(store)) == BATCHES
     after = store.identity
     await store.close()

@@ -12,6 +12,7 @@ from broker.clock import ManualClock
 from broker.storage.data_dir import DataDir
 from broker.storage.errors import DiskFull, StoreFailed, StoreLocked
 from broker.storage.log import NewBatch
+from broker.storage.log_state import RAFT
 from broker.storage.store import LogStore, StorageSettings
 
 OpenStore = Callable[..., Awaitable[LogStore]]
@@ -108,13 +109,13 @@ async def test_below_the_minimum_nothing_is_appended_until_there_is_room_again(o
 async def test_the_metadata_database_keeps_what_is_committed(open_store: OpenStore) -> None:
     store = await open_store()
     for number in range(5):
-        store.meta.committer.submit([("put", "log", b"%d" % number, b"record")], size_bytes=10)
-    store.meta.committer.submit([("put", "snapshot", b"s", b"image")], size_bytes=10)
+        store.meta.committer.submit([("put", RAFT, b"%d" % number, b"record")], size_bytes=10)
+    store.meta.committer.submit([("put", RAFT, b"s", b"image")], size_bytes=10)
     await store.meta.committer.barrier()
     await store.close()
     store = await open_store()
-    assert [key for key, _ in store.meta.engine.scan("log", b"", b"\xff")] == [b"0", b"1", b"2", b"3", b"4"]
-    assert store.meta.engine.multi_get("snapshot", [b"s"]) == [b"image"]
+    assert [key for key, _ in store.meta.engine.scan(RAFT, b"", b"9")] == [b"0", b"1", b"2", b"3", b"4"]
+    assert store.meta.engine.multi_get(RAFT, [b"s"]) == [b"image"]
 
 
 async def test_creating_a_log_again_gives_the_same_log(open_store: OpenStore) -> None:
