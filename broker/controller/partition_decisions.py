@@ -16,6 +16,7 @@ from broker.controller.commands import (
     CancelReassignments,
     ElectLeaders,
     HandOver,
+    Member,
     Outcome,
     PartitionCommand,
     PartitionName,
@@ -25,7 +26,7 @@ from broker.controller.commands import (
     SetThrottle,
 )
 from broker.controller.node_decisions import nobody_else, stale_life
-from broker.controller.state import NOBODY, ClusterState, PartitionState, Topic
+from broker.controller.state import NOBODY, ClusterState, NodeState, PartitionState, Topic
 from broker.errors import PostbusError, Reason, invalid_field
 from broker.stubs.metadata_log_pb2 import MetadataRecord, ThrottleChanged
 
@@ -99,17 +100,22 @@ def _checked_isr(changes: Changes, before: PartitionState, change: AlterPartitio
     if before.leader not in isr or len(set(isr)) != len(isr) or not set(isr) <= set(before.replicas):
         raise invalid_field("isr", f"{isr} are not the leader {before.leader} and others of {list(before.replicas)}")
     for member in change.isr:
-        node = changes.nodes.get(member.node_id)
-        # A delayed request must not bring back a replica that has since lost its disk (KIP-903).
-        if node is None or node.broker_epoch != member.broker_epoch:
-            raise stale_life(member.node_id, member.broker_epoch, node)
-        joins = member.node_id not in before.isr
-        if node.fenced or (joins and node.stopping):
+        why = _unfit(changes.nodes.get(member.node_id), member, joins=member.node_id not in before.isr)
+        if why:
             raise PostbusError(
-                Reason.ERROR_REASON_PRECONDITION_NOT_MET,
-                f"node {node.node_id} can't be in sync: it is {'fenced' if node.fenced else 'stopping'}",
+                Reason.ERROR_REASON_NOT_ENOUGH_REPLICAS, f"node {member.node_id} can't be in sync: {why}"
             )
     return isr
+
+
+def _unfit(node: NodeState | None, member: Member, *, joins: bool) -> str:
+    """Why a node can't be in sync. The partition is as its leader knows it: nothing of the request was carried out."""
+    # A delayed request must not bring back a replica that has since lost its disk (KIP-903).
+    if node is None or node.broker_epoch != member.broker_epoch:
+        return f"it is not in its life {member.broker_epoch} any more"
+    if node.fenced:
+        return "it is fenced"
+    return "it is stopping" if joins and node.stopping else ""
 
 
 def _hand_over(changes: Changes, command: HandOver) -> Decision:

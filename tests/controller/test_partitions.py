@@ -1,7 +1,7 @@
 """Who leads and where replicas are: what leaders and operators ask for, an outcome for each partition."""
 
 import pytest
-from images import create, joined, partition, run, step
+from images import create, joined, partition, run, started, step
 from postbus.v1 import error_pb2
 
 from broker.controller.commands import (
@@ -232,7 +232,14 @@ class TestLeadership:
     def test_a_stopping_node_joins_no_isr(self) -> None:
         state = run(self.BEFORE, StopNode(node_id=1, broker_epoch=self.BEFORE.nodes[1].broker_epoch))
         _, decision = step(state, alter(state, 0, 1, 2, 3))
-        assert errors(decision) == [error_pb2.ERROR_REASON_PRECONDITION_NOT_MET]
+        assert errors(decision) == [error_pb2.ERROR_REASON_NOT_ENOUGH_REPLICAS]
+
+    def test_a_delayed_request_brings_nobody_back_from_an_earlier_life(self) -> None:
+        """Its disk may have been lost since (KIP-903); and the leader is told that nothing was done."""
+        away = run(self.BEFORE, FenceNodes(node_ids=(3,)))
+        late = alter(away, 0, 1, 2, 3)
+        _, decision = step(started(away, 3, store_id="new"), late)
+        assert errors(decision) == [error_pb2.ERROR_REASON_NOT_ENOUGH_REPLICAS]
 
     def test_what_a_deposed_leader_asks_for_is_refused_with_the_leader(self) -> None:
         late = alter(self.BEFORE, 0, 1)
