@@ -44,7 +44,7 @@ from broker.services.groups import GroupService
 from broker.services.publisher import PublisherService, PublisherSettings
 from broker.services.registration import Health, enable_reflection, register
 from broker.services.subscribe_start import SubscriberSettings
-from broker.services.subscriber import SubscriberService
+from broker.services.subscriber import MEMBER_ACKNOWLEDGE, SubscriberService
 from broker.services.subscription import Surroundings
 from broker.services.topics import TopicService
 from broker.storage.maintenance import MaintenanceSettings
@@ -238,6 +238,7 @@ class Node:
             ),
             coordinator=bus.groups,
         )
+        bus.calls.handle(MEMBER_ACKNOWLEDGE, self._subscriber.acknowledge_for_peer)
         self._topics = TopicService(
             metadata_log=bus.metadata_log,
             partitions=bus.partitions,
