@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo bench test chaos simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check clean
+.PHONY: help setup run dev demo demo-cluster bench test chaos simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,8 +26,14 @@ $(INSTALLED): pyproject.toml clients/python/pyproject.toml requirements.lock
 run: $(INSTALLED) ## Starts a durable single-node bus in ./postbus-data.
 	@POSTBUS_LOG_FORMAT=$${POSTBUS_LOG_FORMAT:-console} exec $(BIN)/postbus serve $(ARGS)
 
+dev: $(INSTALLED) ## Starts three nodes that are one bus in ./postbus-cluster, and shows what they do.
+	@exec $(BIN)/postbus dev $(ARGS)
+
 demo: $(INSTALLED) ## Streams a year of real flights through a bus, kills a group member, and counts.
 	@$(BIN)/python clients/python/examples/flights/demo.py
+
+demo-cluster: $(INSTALLED) ## The same through three nodes, with a leader killed and a rolling restart.
+	@$(BIN)/python clients/python/examples/flights/cluster_demo.py
 
 bench: $(INSTALLED) ## Measures a node on this machine; ARGS=--quick for a short run.
 	@$(BIN)/python -m bench.run $(ARGS)

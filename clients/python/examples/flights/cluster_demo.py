@@ -28,6 +28,7 @@ from demo import (
     HERE,
     MEMBERS,
     TOPIC,
+    Work,
     all_read,
     end,
     kill_one,
@@ -100,7 +101,9 @@ def run() -> int:
             for member in members:
                 end(member)
             cluster.stop_all()
-        status = report(lines, [read_work(work) for work in works])
+        status = report(lines, [first_times(read_work(work)) for work in works])
+        again = sum(handled_again(read_work(work)) for work in works)
+        print(f"{again:,} more were given again to a member whose stream had broken with its node.")
         print()
         for happened_begin, happened_end, what in pauses.events:
             longest = pauses.longest_between(happened_begin, happened_end)
@@ -225,7 +228,7 @@ async def publish(publisher: object, lines: list[bytes], pauses: Pauses, trouble
         await asyncio.wait(waiting)
 
 
-async def trouble(
+async def trouble(  # noqa: PLR0917
     client: Client,
     cluster: Cluster,
     works: list[Path],
@@ -243,8 +246,8 @@ async def trouble(
         story(told if isinstance(told, str) else what)
 
     await asyncio.sleep(1.0)
-    metadata = await client.cluster.metadata([TOPIC])
-    leader = cluster.nodes[metadata.topics[0].partitions[0].leader_node_id - 1]
+    first = (await partitions_of(client))[0]
+    leader = cluster.nodes[first.leader_node_id - 1]
     await happens(f"killed node {leader.number}, a leader", cluster.kill, leader)
     await happens("killed a member of the group", kill_one, works, members, giving_up)
 
@@ -257,16 +260,47 @@ async def trouble(
         await happens(f"restarted node {node.number}", cluster.restart, node)
 
 
+async def partitions_of(client: Client) -> list:
+    """As the cluster has them."""
+    metadata = await client.cluster.metadata()
+    return next(list(topic.partitions) for topic in metadata.topics if topic.name == TOPIC)
+
+
 async def settled(client: Client) -> None:
     """Until every partition of the topic has a leader."""
     deadline = time.monotonic() + FINISH_TIMEOUT_S
     while time.monotonic() < deadline:
         with contextlib.suppress(Exception):
-            metadata = await client.cluster.metadata([TOPIC])
-            if all(partition.leader_node_id for partition in metadata.topics[0].partitions):
+            if all(partition.leader_node_id for partition in await partitions_of(client)):
                 return
         await asyncio.sleep(0.05)
     raise SystemExit("a partition stayed without a leader")
+
+
+def first_times(work: Work) -> Work:
+    """What a member was given for the first time, in its order.
+
+    A node that stops takes streams with it, and their last acknowledgements: members that come back are given those
+    records again. Each time they are in the log's order, which is what the table looks at.
+    """
+    once = Work()
+    seen: set[tuple[int, int]] = set()
+    last: dict[str, str] = {}
+    for place, value in work.flights:
+        if place in seen:
+            continue
+        seen.add(place)
+        flight = json.loads(value)
+        tailnum = flight["tailnum"]
+        once.out_of_order += tailnum is not None and flight["scheduled"] < last.get(tailnum, "")
+        last[tailnum] = flight["scheduled"]
+        once.flights.append((place, value))
+    return once
+
+
+def handled_again(work: Work) -> int:
+    """How many records a member was given more than once."""
+    return len(work.flights) - len({place for place, _ in work.flights})
 
 
 def free_ports(count: int) -> list[int]:
