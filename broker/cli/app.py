@@ -9,6 +9,7 @@ from broker import __version__
 from broker.cli import (
     cluster,
     cluster_changes,  # noqa: F401 - adds its commands to cluster.app
+    dev,
     doctor,
     exits,
     groups,
@@ -32,6 +33,7 @@ app.add_typer(groups.app, name="group")
 app.add_typer(cluster.app, name="cluster")
 app.command("publish", epilog=exits.HELP)(publish.publish)
 app.command("subscribe", epilog=exits.HELP)(subscribe.subscribe)
+app.command("dev", epilog=dev.EPILOG)(dev.dev)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from broker.controller import metadata_log
 from broker.controller.state import MetadataError
+from broker.raft import storage as raft_storage
 from broker.storage.data_dir import DataDir, Identity, read_identity
 from broker.storage.durable_mark import read_mark
 from broker.storage.engine import MIB, Engine
@@ -139,7 +140,11 @@ def _names(meta: Engine | None, found: Inspection) -> dict[int, tuple[str, int]]
     if meta is None:
         return {}
     try:
-        topics = metadata_log.load(meta).state.topics.values()
+        loaded = raft_storage.load(meta)
+        # All entries, committed or not as far as this node knew: names are better guessed than missing.
+        entries = [(entry.index, entry.data) for entry in loaded.entries]
+        image = metadata_log.replay(loaded.snapshot.data if loaded.snapshot is not None else None, entries)
+        topics = image.topics.values()
     except (MetadataError, StorageError) as error:
         found.databases[0].problem = str(error)
         return {}

@@ -98,13 +98,15 @@ async def _serve(settings: "Settings") -> int:
     _tell_ready(settings, started)
     log.info("node_stopping", signal=await asked, grace_seconds=settings.drain_grace_seconds)
     timeout_seconds = settings.drain_grace_seconds + settings.shutdown_timeout_seconds + STOP_SLACK_SECONDS
-    stopping = asyncio.create_task(node.stop())
+    stopping = asyncio.create_task(node.stop(at_exit=True))
     await asyncio.wait({stopping}, timeout=timeout_seconds)
     if not stopping.done():
         log.warning("stop_timeout", seconds=timeout_seconds, action="the process ends; nothing acknowledged is lost")
         _end_at_once(FAILED)
     stopping.result()
     log.info("node_stopped")
+    # The end of the process is what resets connections: gRPC's own stop would tell the last callers CANCELLED.
+    _end_at_once(0)
     return 0
 
 
@@ -162,7 +164,7 @@ def _guide(settings: "Settings", started: "Started") -> str:
     else:
         after = "after a clean stop" if recovery.clean else "after a crash or kill, all that was acknowledged is here"
         data = f"recovered in {recovery.seconds:.2f} s {after}"
-    command = _command() + ("" if address == "localhost:7070" else f" -a {address}")
+    command = called_as() + ("" if address == "localhost:7070" else f" -a {address}")
     lines = [
         "",
         f"  Postbus {__version__} is ready in {started.seconds:.2f} s: clients connect to {address}",
@@ -184,7 +186,7 @@ def _guide(settings: "Settings", started: "Started") -> str:
     return "\n".join(lines)
 
 
-def _command() -> str:
+def called_as() -> str:
     """How to call this command from here."""
     called = Path(sys.argv[0])
     found = shutil.which("postbus")
@@ -203,7 +205,7 @@ def _logs_json(settings: "Settings") -> bool:
 def _what_to_do(error: Exception, settings: "Settings") -> str:
     from broker.storage.errors import StoreCorrupt, StoreLocked, StoreLoss
 
-    doctor = f"{_command()} doctor --data-dir {settings.data_dir}"
+    doctor = f"{called_as()} doctor --data-dir {settings.data_dir}"
     if isinstance(error, StoreLocked):
         return f"{error}; stop that one first, or name another folder with --data-dir"
     if isinstance(error, StoreLoss):

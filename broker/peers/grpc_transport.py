@@ -157,7 +157,7 @@ class GrpcTransport:
                 if not channel.users:
                     await channel.grpc.close()
         except _NotThere as trouble:
-            if not link.closing:
+            if not link.closing and not self._stopped:
                 self._troubles.tell("peer_unreachable", node_id, endpoint=endpoint, why=str(trouble))
         except PeerRefused as refused:
             self._troubles.tell("peer_refused", node_id, kind=refused.kind, endpoint=endpoint, why=str(refused))

@@ -303,6 +303,12 @@ def inside(shared_broker: Broker) -> Inside:
 
 
 @pytest.fixture
+def cli_of() -> Callable[[str], Cli]:
+    """The command, against any address."""
+    return Cli
+
+
+@pytest.fixture
 def inside_of() -> Callable[[str], Inside]:
     """The same, against any address."""
     return Inside

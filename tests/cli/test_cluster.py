@@ -22,8 +22,9 @@ def cluster() -> Iterator[FakeCluster]:
 
 
 @pytest.fixture
-def run(cluster: FakeCluster, inside_of: Any) -> Any:
+def run(cluster: FakeCluster, inside_of: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command, against it."""
+    monkeypatch.setattr("broker.cli.cluster.QUORUM_TIMEOUT_SECONDS", 0.2)
     return inside_of(cluster.address)
 
 
@@ -79,9 +80,8 @@ def _draining(cluster: FakeCluster) -> None:
     ],
 )
 def test_each_fault_is_named_and_has_its_exit_code(
-    run: Any, cluster: FakeCluster, fault: Any, code: int, says: str, monkeypatch: pytest.MonkeyPatch
+    run: Any, cluster: FakeCluster, fault: Any, code: int, says: str
 ) -> None:
-    monkeypatch.setattr("broker.cli.cluster.QUORUM_TIMEOUT_SECONDS", 0.2)
     fault(cluster)
     done = run("cluster", "health")
     assert done.code == code
