@@ -5,7 +5,6 @@ the drivers of replication too: who feeds, who pulls, who asks for changes of th
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -13,7 +12,7 @@ from postbus.v1 import topic_pb2
 
 from broker import errors
 from broker.clock import Clock
-from broker.controller.state import NOBODY, ClusterState, NodeState, PartitionState, Topic, difference
+from broker.controller.state import ClusterState, NodeState, PartitionState, Topic, difference
 from broker.controller.topic_config import EffectiveConfig, TopicDefaults, effective
 from broker.peers.calls import Calls
 from broker.peers.links import Transport
@@ -124,8 +123,9 @@ class Partitions:
         self._states: dict[int, PartitionState] = {}  # by log id, while not acted upon
         self._session: Session = session or LoneSession()
         self._broker_epoch = self._session.broker_epoch
-        # A start replays images of an earlier life. To lead by them, or to follow who led then, would cut off what was
-        # acknowledged since: until the image holds this life's registration, and so all before it, nobody leads.
+        # A start replays images of an earlier life. To lead by them, to follow who led then, or to delete what had no
+        # place here for a while would destroy what was acknowledged since. So nothing is done before the image holds
+        # this life's registration, and so all before it.
         self._may_act = session is None or bool(session.broker_epoch)
         self._isr_changes = IsrChanges(session=self._session, settings=self.settings)
         feeder = puller = None
@@ -236,7 +236,7 @@ class Partitions:
 
         if not self._may_act:
             self._states[state.log_id] = state
-            state = replace(state, leader=NOBODY)
+            return
         unassigned = partition.follow(state, log_of_replica=log_of_replica)
         if unassigned is not None:
             self._store.delete_log(unassigned.log_id)

@@ -47,7 +47,7 @@ class Clients:
             if task.done() and not task.cancelled():
                 task.result()
 
-    def caught_up(self, readers: int) -> bool:
+    def caught_up(self) -> bool:
         """Everything acknowledged was read by somebody."""
         seen = {event.content for event in self.history.events if isinstance(event, Polled)}
         return all(

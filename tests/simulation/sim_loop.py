@@ -29,6 +29,8 @@ _PROCESS: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("pro
 # So many callbacks without any passing of time is code that spins.
 STEPS_AT_ONE_TIME_MAX: Final = 200_000
 _WALL_EPOCH_US: Final = 1_750_000_000_000_000
+# A timer never fires at the moment when it was set: some time passes in any code.
+_TIMER_S_MIN: Final = 1e-6
 _SWEEP_TASKS: Final = 5_000
 
 
@@ -194,7 +196,8 @@ class SimLoop(asyncio.BaseEventLoop):
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         process = _PROCESS.get()
         if not self._over:
-            self._push(when if process is None else process.to_global(when), handle)
+            at = when if process is None else process.to_global(when)
+            self._push(max(at, self.now + _TIMER_S_MIN), handle)
         return handle
 
     def call_in(self, process: Process, delay_s: float, callback: Callable[..., Any], *args: Any) -> asyncio.Handle:

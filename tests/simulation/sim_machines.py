@@ -136,6 +136,12 @@ class FaultPlan:
     down_mean_s: float = 1.0
     """How long a machine stays down."""
 
+    def drawn(self, draw: random.Random) -> "FaultPlan":
+        """Another mixture for each seed: faults that are rare together meet more often (swarm testing)."""
+        weights = {kind: weight * draw.choice((0, 0.3, 1, 1, 3)) for kind, weight in self.weights.items()}
+        weights["kill"] += 1
+        return FaultPlan(weights, pause_mean_s=draw.choice((0.3, 0.7, 1.0)), down_mean_s=draw.choice((0.3, 1.0, 3.0)))
+
 
 DOWN_SHARE_MAX: Final = 0.6
 

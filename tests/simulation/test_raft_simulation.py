@@ -277,8 +277,8 @@ async def raft_under_faults(loop: SimLoop) -> tuple[RaftCluster, Nemesis]:
     for machine in cluster.machines:
         machine.start()
     await cluster.until("a first leader", cluster.agreed, timeout_s=5)
-    plan = FaultPlan()
-    plan.weights |= {"transfer": 1.0, "churn": 1.5, "flip_bit": 0.5}
+    own = {"transfer": 1.0, "churn": 1.5, "flip_bit": 0.5}
+    plan = FaultPlan(weights=FaultPlan().weights | own).drawn(loop.random("faults"))
     nemesis = Nemesis(
         loop,
         cluster.network,
