@@ -370,6 +370,9 @@ class Bus:
                 self._watches.node_fenced(before.node_id)
         if changes.created or changes.deleted or changes.changed:
             self.partition_calls.topics_changed()
+            self.publishing.topics_changed()
+        if changes.nodes:
+            self.forwarding.nodes_changed()
         for listener in tuple(self._image_listeners):
             listener(old, new)
 
@@ -396,8 +399,9 @@ class Bus:
 
     async def _settle(self) -> None:
         """Once this node is registered its image holds all that was decided before: what it lacks, is not."""
-        while not self.session.broker_epoch:
-            await asyncio.sleep(self.settings.retry_s / 10)
+        registered = asyncio.Event()
+        self.session.add_listener(lambda: registered.set() if self.session.broker_epoch else None)
+        await registered.wait()
         if self.store.recovery.unclean:
             self.store.clear_unclean()
         unknown = [log_id for log_id in self.store.log_ids() if log_id >= self.state.next_log_id]
@@ -419,7 +423,12 @@ class Bus:
         """Logs whose numbers were never handed out are what is left after the metadata was lost: they stay."""
         topic_ids = {log_id: self._random.randbytes(16).hex() for log_id in log_ids}
         await self.metadata_log.execute(
-            AdoptLogs(node_id=self.node_id, topic_ids=topic_ids, now_us=self.clock.wall_us())
+            AdoptLogs(
+                node_id=self.node_id,
+                topic_ids=topic_ids,
+                now_us=self.clock.wall_us(),
+                leader_epoch=1 + max(self.store.log(log_id).last_epoch for log_id in log_ids),
+            )
         )
         log.warning(
             "logs_adopted",

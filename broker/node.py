@@ -42,7 +42,7 @@ from broker.services.admission import Admission, AdmissionSettings
 from broker.services.cluster import ClusterService, NodeFacts
 from broker.services.groups import GroupService
 from broker.services.publisher import PublisherService, PublisherSettings
-from broker.services.registration import Health, enable_reflection, register
+from broker.services.registration import Health, enable_reflection, register, service_health
 from broker.services.subscribe_start import SubscriberSettings
 from broker.services.subscriber import MEMBER_ACKNOWLEDGE, SubscriberService
 from broker.services.subscription import Surroundings
@@ -62,6 +62,7 @@ log = structlog.get_logger(__name__)
 FATAL_EXIT_CODE: Final = 70
 READY_CHECK_S: Final = 0.01
 STARTING_RETRY_AFTER_MS: Final = 200
+HEALTH_INTERVAL_S: Final = 1.0
 NOT_READY_LOG_S: Final = 5.0
 
 
@@ -169,7 +170,7 @@ class Node:
         bus.start()
         self._lag.start()
         self._stack.push_async_callback(self._lag.stop)
-        self._tasks.append(asyncio.create_task(self._sample()))
+        self._tasks += [asyncio.create_task(self._sample()), asyncio.create_task(self._show_health())]
         self._watch_metrics()
         await self._until_ready()
         self._ready = Readiness(True)
@@ -394,6 +395,20 @@ class Node:
                 fsyncs = store.committer.flush_seconds_total
                 metrics.fsync_seconds.labels("data").observe(store.committer.flush_seconds_last)
             await asyncio.sleep(1.0)
+
+    async def _show_health(self) -> None:
+        """A lost quorum shows service by service; readiness stays, so that reads go on through this node."""
+        while True:
+            if self._ready.ready:
+                bus = self._bus
+                await self._health.show(
+                    service_health(
+                        has_controller=bus.metadata_log.controller_id is not None,
+                        session_valid=bus.session.session_valid,
+                        leaderless=any(partition.leader == NOBODY for _, _, partition in bus.state.partitions()),
+                    )
+                )
+            await asyncio.sleep(HEALTH_INTERVAL_S)
 
     def _watch_metrics(self) -> None:
         self.metrics.set_sources(

@@ -11,6 +11,8 @@ from structlog.testing import capture_logs
 
 from broker.config import load
 from broker.node import AddressInUse, Node
+from broker.storage.errors import StoreLoss
+from broker.storage.store import StorageSettings, accept_losses
 
 StartNode = Callable[[], Awaitable[tuple[Node, str]]]
 
@@ -67,6 +69,9 @@ async def test_records_outlive_the_metadata_that_named_their_topics(start: Start
     shutil.rmtree(tmp_path / "data" / "meta")
     for mark in (tmp_path / "data").glob("meta*"):
         mark.unlink()
+    with pytest.raises(StoreLoss, match="--accept-loss"):
+        await start()
+    assert accept_losses(tmp_path / "data", StorageSettings(), now_us=1)
 
     for _ in range(2):  # and the start after that keeps them too
         node, address = await start()

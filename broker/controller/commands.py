@@ -112,6 +112,7 @@ class AdoptLogs:
     node_id: int
     topic_ids: Mapping[int, str]  # by log id; random
     now_us: int
+    leader_epoch: int = 0  # above that of any record in them
 
 
 # --- producers --------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def _adopt_logs(state: ClusterState, command: AdoptLogs) -> list[MetadataRecord]
                 topic_created=TopicCreated(
                     name=f"recovered-{log_id}",
                     topic_id=topic_id,
-                    partitions=[_found(log_id, command.node_id, there=node is not None and not node.fenced)],
+                    partitions=[_found(log_id, command, there=node is not None and not node.fenced)],
                     replication_factor=1,
                     config=for_ever.SerializeToString(deterministic=True),
                     create_time_us=command.now_us,
@@ -136,11 +136,16 @@ def _adopt_logs(state: ClusterState, command: AdoptLogs) -> list[MetadataRecord]
     ]
 
 
-def _found(log_id: int, node_id: int, *, there: bool) -> PartitionRecord:
+def _found(log_id: int, command: AdoptLogs, *, there: bool) -> PartitionRecord:
     """A log that one node has; it leads as soon as it is there."""
-    if not there:
-        return PartitionRecord(log_id=log_id, replicas=[node_id], elr=[node_id])
-    return PartitionRecord(log_id=log_id, replicas=[node_id], isr=[node_id], leader=node_id, last_leader=node_id)
+    node_id = command.node_id
+    found = PartitionRecord(log_id=log_id, replicas=[node_id], leader_epoch=command.leader_epoch)
+    if there:
+        found.isr.append(node_id)
+        found.leader = found.last_leader = node_id
+    else:
+        found.elr.append(node_id)
+    return found
 
 
 def _create_topic(state: ClusterState, command: CreateTopic, rules: Rules) -> list[MetadataRecord]:

@@ -126,7 +126,7 @@ class CreateCluster(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., now_us: _Optional[int] = ...) -> None: ...
 
 class AdoptLogs(_message.Message):
-    __slots__ = ("node_id", "topic_ids", "now_us")
+    __slots__ = ("node_id", "topic_ids", "now_us", "leader_epoch")
     class TopicIdsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -137,10 +137,12 @@ class AdoptLogs(_message.Message):
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     TOPIC_IDS_FIELD_NUMBER: _ClassVar[int]
     NOW_US_FIELD_NUMBER: _ClassVar[int]
+    LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     topic_ids: _containers.ScalarMap[int, str]
     now_us: int
-    def __init__(self, node_id: _Optional[int] = ..., topic_ids: _Optional[_Mapping[int, str]] = ..., now_us: _Optional[int] = ...) -> None: ...
+    leader_epoch: int
+    def __init__(self, node_id: _Optional[int] = ..., topic_ids: _Optional[_Mapping[int, str]] = ..., now_us: _Optional[int] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class CreateTopic(_message.Message):
     __slots__ = ("name", "topic_id", "now_us", "partition_count", "replication_factor", "config", "labels", "internal", "seed")
