@@ -8,7 +8,7 @@ in `leader.py`.
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -123,7 +123,9 @@ class IsrChanges:
             if self._led.get(log_id) is partition:
                 self.look(partition)
 
-        delay_s = self._settings.isr.link_grace_ms / 1000
+        # A timer may come a hair before the clock says that its time is over: then nothing would happen until the next
+        # check, and publishers would wait for it.
+        delay_s = (self._settings.isr.link_grace_ms + _TIMER_EARLY_MS) / 1000
         self._later[log_id] = asyncio.get_running_loop().call_later(delay_s, look)
 
     async def close(self) -> None:
@@ -192,6 +194,9 @@ class IsrChanges:
         elif result.state is not None:
             partition.proposal_accepted(proposal, result.state)
 
+
+_TIMER_EARLY_MS: Final = 2
+"""Event loops count in whole milliseconds."""
 
 _OUTDATED = frozenset(
     (
