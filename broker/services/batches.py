@@ -9,22 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import cramjam
 from google.protobuf.message import DecodeError
 from postbus.v1 import record_pb2
 
 from broker import errors
+from broker.storage import records as stored_records
+from broker.storage.records import RecordsDamaged, WrongSize
 from broker.stubs import view_pb2
 
 RESERVED_HEADER_PREFIX: Final = "postbus-"
 _RESERVED_BYTES: Final = RESERVED_HEADER_PREFIX.encode()
 _SMALLEST_RECORD_BYTES: Final = 2  # tag and length of an empty record
 
-GZIP: Final = int(record_pb2.COMPRESSION_GZIP)
-ZSTD: Final = int(record_pb2.COMPRESSION_ZSTD)
-LZ4: Final = int(record_pb2.COMPRESSION_LZ4)
-SNAPPY: Final = int(record_pb2.COMPRESSION_SNAPPY)
-CODECS: Final = {GZIP: "gzip", ZSTD: "zstd", LZ4: "lz4", SNAPPY: "snappy"}
+CODECS: Final = stored_records.CODECS
+ZSTD: Final = stored_records.ZSTD
+SNAPPY: Final = stored_records.SNAPPY
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +105,17 @@ def _validate_compressed(message: record_pb2.RecordBatch, limits: BatchLimits, f
 
 
 def decompress(message: record_pb2.RecordBatch, *, field: str = "batch") -> bytes:
-    """The RecordSet's bytes; into a buffer of exactly the size that was announced, so that a bomb costs nothing."""
-    codec = CODECS.get(message.compression)
-    if codec is None:
+    """The RecordSet's bytes."""
+    if message.compression not in CODECS:
         raise errors.unknown_field(f"{field}.compression = {message.compression}")
-    buffer = bytearray(message.uncompressed_bytes)
     try:
-        module = cramjam.snappy if codec == "snappy" else getattr(cramjam, codec)
-        into = module.decompress_raw_into if codec == "snappy" else module.decompress_into
-        written = into(message.compressed_records, buffer)
-    except Exception as error:  # cramjam raises one class for whatever is wrong with the bytes
-        raise errors.invalid_field(
-            f"{field}.compressed_records", f"is not {codec} of {message.uncompressed_bytes} bytes: {error}"
-        ) from error
-    if written != message.uncompressed_bytes:
-        raise errors.invalid_field(
-            f"{field}.uncompressed_bytes", f"says {message.uncompressed_bytes}, there are {written} bytes"
+        return stored_records.decompress(
+            message.compressed_records, codec=message.compression, size_bytes=message.uncompressed_bytes
         )
-    return bytes(buffer)
+    except WrongSize as error:
+        raise errors.invalid_field(f"{field}.uncompressed_bytes", str(error)) from error
+    except RecordsDamaged as error:
+        raise errors.invalid_field(f"{field}.compressed_records", str(error)) from error
 
 
 def _bound_record_count(batch: bytes, limits: BatchLimits, field: str) -> None:

@@ -32,7 +32,7 @@ HEADER_BYTES: Final = _CRC_AND_HEADER.size
 REQUEST_ID_BYTES_MAX: Final = 64
 
 # version, flags, record count, span, size of the envelope, its CRC, append time, leader epoch, position.
-_ENTRY: Final = struct.Struct(">BBIIIIqiQ")
+_ENTRY: Final = struct.Struct(">BBIIIIqiq")
 _ENTRY_PRODUCER: Final = struct.Struct(">qiq")
 _HAS_PRODUCER: Final = 1
 _HAS_REQUEST_ID: Final = 2
@@ -96,7 +96,7 @@ class IndexEntry:
     append_time_us: int
     leader_epoch: int
     position: int
-    """Differences of it are the sizes of ranges of the log, envelopes included, without adding them up."""
+    """Differences of it are the sizes of ranges of the log, envelopes included. Compaction may make it negative."""
     producer_id: int = 0
     producer_epoch: int = 0
     producer_sequence: int = 0
@@ -226,6 +226,42 @@ def encode_entry(
         VERSION, flags, record_count, span or record_count, size_bytes, crc, append_time_us, leader_epoch, position
     )
     return fixed + rest if flags else fixed
+
+
+def entry_of(stored: Envelope, *, size_bytes: int, position: int) -> bytes:
+    """The index entry of an envelope."""
+    return encode_entry(
+        record_count=stored.record_count,
+        span=stored.span,
+        size_bytes=size_bytes,
+        crc=stored.crc,
+        append_time_us=stored.append_time_us,
+        leader_epoch=stored.leader_epoch,
+        position=position,
+        producer_id=stored.producer_id,
+        producer_epoch=stored.producer_epoch,
+        producer_sequence=stored.producer_sequence,
+        request_id=stored.request_id,
+        record_indexes=stored.indexes,
+    )
+
+
+def encode_entry_at(entry: IndexEntry, *, position: int) -> bytes:
+    """The same entry at another position."""
+    return encode_entry(
+        record_count=entry.record_count,
+        span=entry.span,
+        size_bytes=entry.size_bytes,
+        crc=entry.crc,
+        append_time_us=entry.append_time_us,
+        leader_epoch=entry.leader_epoch,
+        position=position,
+        producer_id=entry.producer_id,
+        producer_epoch=entry.producer_epoch,
+        producer_sequence=entry.producer_sequence,
+        request_id=entry.request_id,
+        record_indexes=encode_indexes(entry.record_indexes),
+    )
 
 
 def decode_entry(value: bytes) -> IndexEntry:

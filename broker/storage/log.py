@@ -28,9 +28,11 @@ from typing import Final, Protocol, TypeVar
 from broker.storage import envelope
 from broker.storage.batch import Appended, NewBatch, StoredBatch
 from broker.storage.committer import Committer
+from broker.storage.compaction import Chunk, CompactionSettings
 from broker.storage.engine import DeleteOp, Op, PutOp
 from broker.storage.envelope import Envelope
 from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, ReplicaDiverged, StoreCorrupt, UnknownLog
+from broker.storage.log_compaction import LogCompaction, Pause
 from broker.storage.log_cut import Cut, plan_cut
 from broker.storage.log_reader import Indexed, LogReader
 from broker.storage.log_state import (
@@ -119,7 +121,8 @@ class PartitionLog:
         self._state = state
         self._key = log_key(log_id)
         self._context = context
-        self._reader = reader
+        self.reader = reader
+        """Blocking; for `in_reader`."""
         self._tail = tail
         self._durable_position = state.end_position
         # When `settle` may find something to delete; None: not before the next trim.
@@ -129,8 +132,11 @@ class PartitionLog:
         self._request_ids_loaded = state.end_offset == 0
         self._request_ids_load: asyncio.Task[None] | None = None
         self._start_time: tuple[int, int] | None = None  # (log start, append time of its batch), for retention
-        self._rearranging = asyncio.Lock()
+        self.rearranging = asyncio.Lock()
         """Held by what reads the index, and then writes what follows from it."""
+        self.generation = 0
+        """Grows when records are taken back, so that work over several holds of the lock can tell."""
+        self._compaction: LogCompaction | None = None
         self._frozen = False  # while truncate or reset run: nothing may be appended
         self._saved_high_watermark = state.high_watermark
         self._deleted_ranges: list[tuple[bytes, bytes]] = []  # whose space maintenance has to give back
@@ -299,20 +305,7 @@ class PartitionLog:
         state.batches_deleted_offset = min(state.batches_deleted_offset, decoded[0].base_offset)
         state.index_deleted_offset = min(state.index_deleted_offset, decoded[0].base_offset)
         for value, batch in zip(envelopes, decoded, strict=True):
-            entry = envelope.encode_entry(
-                record_count=batch.record_count,
-                span=batch.span,
-                size_bytes=len(value),
-                crc=batch.crc,
-                append_time_us=batch.append_time_us,
-                leader_epoch=batch.leader_epoch,
-                position=state.end_position,
-                producer_id=batch.producer_id,
-                producer_epoch=batch.producer_epoch,
-                producer_sequence=batch.producer_sequence,
-                request_id=batch.request_id,
-                record_indexes=batch.indexes,
-            )
+            entry = envelope.entry_of(batch, size_bytes=len(value), position=state.end_position)
             key = offset_key(log_id, batch.base_offset)
             ops.append(("put", BATCHES, key, value))
             ops.append(("put", INDEX, key, entry))
@@ -361,7 +354,7 @@ class PartitionLog:
         All that derives from the log goes with it in one write, which is durable when this returns. Nothing may be
         appended meanwhile. Raises OffsetOutOfRange below the log start, LogCorrupt, UnknownLog, StoreFailed.
         """
-        async with self._rearranging, self._freeze():
+        async with self.rearranging, self._freeze():
             state = self._state
             if end_offset >= state.end_offset:
                 return state.end_offset
@@ -370,8 +363,8 @@ class PartitionLog:
             changed = self.producers.after_cut(end_offset)
             incomplete = [producer_id for producer_id, needs_index in changed.items() if needs_index]
             index_begin = state.index_deleted_offset
-            cut = await self._in_reader(
-                lambda: plan_cut(self._reader, end_offset, begin=index_begin, incomplete_producers=incomplete)
+            cut = await self.in_reader(
+                lambda: plan_cut(self.reader, end_offset, begin=index_begin, incomplete_producers=incomplete)
             )
             self._check_exists()
             self._cut(cut)
@@ -390,7 +383,8 @@ class PartitionLog:
         state.leader_epochs[:] = [epoch for epoch in state.leader_epochs if epoch[1] < cut.end_offset]
         state.high_watermark = min(state.high_watermark, end_offset)
         state.compacted_offset = min(state.compacted_offset, end_offset)
-        state.positions_from = min(state.positions_from, end_offset)
+        if cut.end_offset <= state.positions_from:
+            state.positions_from = 0  # only such are left as no pass has come to: they go together
         self.request_ids.cut(cut.end_offset)
         producer_ids = self.producers.cut(cut.end_offset, cut.producers)
         ops: list[Op] = []
@@ -403,7 +397,7 @@ class PartitionLog:
 
     async def reset(self, start_offset: int) -> None:
         """Empties the log; it begins and ends there. Durable when this returns. Nothing may be appended meanwhile."""
-        async with self._rearranging, self._freeze():
+        async with self.rearranging, self._freeze():
             begin, end = log_key(self.log_id), log_key(self.log_id + 1)
             self._state = LogState(
                 end_offset=start_offset,
@@ -424,6 +418,7 @@ class PartitionLog:
 
     def _ends_anew(self, ops: list[Op]) -> None:
         state = self._state
+        self.generation += 1
         self._tail = self._tail.cut(state.end_offset)
         self._start_time = None
         self._settle_due_us = 0
@@ -470,14 +465,14 @@ class PartitionLog:
             return found
         end_offset = min(end_offset, self.written_end_offset)
         try:
-            return await self._in_reader(lambda: self._read_cold(offset, end_offset, max_bytes))
+            return await self.in_reader(lambda: self._read_cold(offset, end_offset, max_bytes))
         finally:
             # What was read may have been trimmed meanwhile; an error because of that is this one.
             self._check_readable(offset)
 
     def _read_cold(self, offset: int, end_offset: int, max_bytes: int) -> list[StoredBatch]:
         try:
-            return self._reader.read(offset, end_offset=end_offset, max_bytes=max_bytes)
+            return self.reader.read(offset, end_offset=end_offset, max_bytes=max_bytes)
         except StoreCorrupt as error:  # in the index
             raise LogCorrupt(self.log_id, offset, str(error)) from error
 
@@ -494,11 +489,11 @@ class PartitionLog:
 
         def search() -> Indexed | None:
             try:
-                return self._reader.first_where(lambda entry: entry.append_time_us >= time_us, begin=begin, end=end)
+                return self.reader.first_where(lambda entry: entry.append_time_us >= time_us, begin=begin, end=end)
             except StoreCorrupt as error:
                 raise LogCorrupt(self.log_id, begin, str(error)) from error
 
-        found = await self._in_reader(search)
+        found = await self.in_reader(search)
         # The log start may have moved meanwhile, and may lie inside the batch.
         return end_offset if found is None else min(end_offset, max(found.base_offset, self._state.log_start_offset))
 
@@ -536,7 +531,7 @@ class PartitionLog:
         self._check_exists()
         if not self._retention_is_due(now_us, retention_us, retention_bytes):
             return self.log_start_offset
-        async with self._rearranging:
+        async with self.rearranging:
             await self._apply_retention(now_us, retention_us, retention_bytes)
         return self.log_start_offset
 
@@ -548,7 +543,7 @@ class PartitionLog:
             retention_bytes = None  # sizes are known again when log compaction is through
         since_us = None if retention_us is None else now_us - retention_us
         least_position = None if retention_bytes is None else end_position - retention_bytes
-        kept = await self._in_reader(lambda: self._kept(begin, end, since_us=since_us, least_position=least_position))
+        kept = await self.in_reader(lambda: self._kept(begin, end, since_us=since_us, least_position=least_position))
         if not self.deleted:
             if kept is None:
                 self._trim(end, position=None)
@@ -569,13 +564,13 @@ class PartitionLog:
 
     def _kept(self, begin: int, end: int, *, since_us: int | None, least_position: int | None) -> Indexed | None:
         """The first batch that stays; None: none does. In a reader thread."""
-        first_where = self._reader.first_where
+        first_where = self.reader.first_where
         kept = first_where(lambda _: True, begin=begin, end=end)
         if kept is not None and since_us is not None:
             kept = first_where(lambda entry: entry.append_time_us >= since_us, begin=begin, end=end)
         if kept is not None and least_position is not None and kept.entry.position < least_position:
             fits = first_where(lambda entry: entry.position >= least_position, begin=kept.base_offset, end=end)
-            kept = fits or self._reader.last_at_or_before(end - 1)
+            kept = fits or self.reader.last_at_or_before(end - 1)
         return kept
 
     def settle_is_due(self, now_us: int) -> bool:
@@ -587,7 +582,7 @@ class PartitionLog:
 
         Returns the ranges of keys whose space is to be given back.
         """
-        async with self._rearranging:
+        async with self.rearranging:
             return await self._settle(now_us)
 
     async def _settle(self, now_us: int) -> list[tuple[bytes, bytes]]:
@@ -600,14 +595,14 @@ class PartitionLog:
         begin, index_begin = state.batches_deleted_offset, state.index_deleted_offset
 
         def look_up() -> tuple[Indexed | None, int, int]:
-            first = self._reader.batch_at(log_start) or self._reader.first_from(log_start)
+            first = self.reader.batch_at(log_start) or self.reader.first_from(log_start)
             keep_from = log_start if first is None else min(log_start, first.base_offset)
-            young = self._reader.first_where(
+            young = self.reader.first_where(
                 lambda entry: entry.append_time_us >= window_from_us, begin=index_begin, end=keep_from
             )
             return first, keep_from, keep_from if young is None else young.base_offset
 
-        first, batches_end, index_end = await self._in_reader(look_up)
+        first, batches_end, index_end = await self.in_reader(look_up)
         if self.deleted or state.log_start_offset != log_start:
             return []  # deleted as a whole, or moved on: next time
         if first is not None:
@@ -649,7 +644,7 @@ class PartitionLog:
 
     async def _load_request_ids(self) -> None:
         try:
-            async with self._rearranging:
+            async with self.rearranging:
                 state = self._state
                 # The newest append time stands in for the clock: nothing is forgotten too early, `find` expires the
                 # rest.
@@ -659,7 +654,7 @@ class PartitionLog:
                 while begin < state.end_offset:  # a follower may go on appending
                     end = state.end_offset
                     await self._context.committer.barrier()  # what is queued must be in the index
-                    parts, producers = await self._in_reader(
+                    parts, producers = await self.in_reader(
                         partial(self._read_known, begin, end, since_us, high_watermark)
                     )
                     self.request_ids.add_all(parts)
@@ -672,8 +667,61 @@ class PartitionLog:
     def _read_known(
         self, begin: int, end: int, since_us: int, high_watermark: int
     ) -> tuple[list[tuple[bytes, RequestPart]], list[tuple[int, int, ProducerBatch]]]:
-        parts = self._reader.request_parts(begin=begin, since_us=since_us, end=end)
-        return parts, self._reader.producer_batches(begin=max(begin, high_watermark), end=end)
+        parts = self.reader.request_parts(begin=begin, since_us=since_us, end=end)
+        return parts, self.reader.producer_batches(begin=max(begin, high_watermark), end=end)
+
+    # --- Log compaction, driven by `log_compaction.py`.
+
+    @property
+    def compacted_offset(self) -> int:
+        """Below, of each key one record is left."""
+        return self._state.compacted_offset
+
+    @property
+    def positions_unsure(self) -> bool:
+        """A pass was cut short: sizes are known again when one went through."""
+        return self._state.positions_from > self._state.log_start_offset
+
+    @property
+    def durable_position(self) -> int:
+        """Of the durable end."""
+        return self._durable_position
+
+    async def compact(
+        self, now_us: int, settings: CompactionSettings, *, pause: Pause = asyncio.sleep, force: bool = False
+    ) -> bool:
+        """One pass of log compaction, if one is due (or forced). True: another may be. Raises LogCorrupt, StoreFailed.
+
+        pause: called between the parts of a pass with the seconds that it is to rest.
+        """
+        self._check_exists()
+        if self._compaction is None:
+            self._compaction = LogCompaction(self)
+        return await self._compaction.run(now_us, settings, pause=pause, force=force)
+
+    def commit_compaction(self, chunk: Chunk, *, compacted_offset: int) -> None:
+        """Writes a part of a pass; with the last one the pass is done."""
+        state = self._state
+        if chunk.last:
+            state.positions_from = 0
+            state.compacted_offset = max(state.compacted_offset, compacted_offset)
+            if chunk.begin_offset >= state.log_start_offset or chunk.ops:
+                state.start_position = chunk.position
+            self._settle_due_us = 0
+        elif state.positions_from or chunk.removed_bytes:
+            state.positions_from = chunk.begin_offset
+        if chunk.removed_bytes:
+            begin, end = offset_key(self.log_id, chunk.begin_offset), offset_key(self.log_id, compacted_offset)
+            if self._deleted_ranges and self._deleted_ranges[-1][1] == end:
+                self._deleted_ranges.pop()  # of the chunks above
+            self._deleted_ranges.append((begin, end))
+        self._context.committer.submit(
+            [*chunk.ops, self._state_op()], size_bytes=chunk.size_bytes + _APPEND_OVERHEAD_BYTES
+        )
+
+    async def wait_for_room(self) -> None:
+        """Back-pressure; see `Committer`."""
+        await self._context.committer.wait_for_room()
 
     def table_put_op(self, key: bytes, value: bytes) -> PutOp:
         """For extra_ops: sets a key of the log's table, the compacted image of an internal log."""
@@ -686,7 +734,7 @@ class PartitionLog:
     async def table_items(self) -> list[tuple[bytes, bytes]]:
         """All written entries of the log's table, by key."""
         self._check_exists()
-        return await self._in_reader(self._reader.table_items)
+        return await self.in_reader(self.reader.table_items)
 
     async def barrier(self) -> None:
         """Returns when all that was appended or trimmed so far is durable."""
@@ -710,6 +758,7 @@ class PartitionLog:
         """For the store: lets go of the memory."""
         self.deleted = self.deleted or deleted
         self._tail.close()
+        self.generation += 1
         if deleted and self.on_progress is not None:
             self.on_progress()
 
@@ -780,5 +829,6 @@ class PartitionLog:
                 offset, log_start_offset=self._state.log_start_offset, end_offset=self._state.end_offset
             )
 
-    async def _in_reader(self, function: Callable[[], _T]) -> _T:
+    async def in_reader(self, function: Callable[[], _T]) -> _T:
+        """Runs what blocks in a reader thread."""
         return await asyncio.get_running_loop().run_in_executor(self._context.readers, function)

@@ -1,6 +1,7 @@
-"""What keeps the node's data healthy by itself: retention, the return of disk space, the look at free space.
+"""What keeps the node's data healthy by itself: retention, log compaction, disk space and the look at it.
 
-Owns when; the logs own what is too old (`PartitionLog.apply_retention`, `settle`) and the engine how space comes back.
+Owns when; the logs own what is too old (`PartitionLog.apply_retention`, `settle`) or superseded (`compact`), and the
+engine how space comes back.
 RocksDB gives deleted space back only as whole blob files, after a compaction has noticed the deletion. So deleted
 ranges are compacted soon, and where live batches of other logs keep half-empty files alive, those are rewritten, but
 only when at least as much is won as is written.
@@ -12,10 +13,11 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from broker.clock import Clock
+from broker.storage.compaction import CompactionSettings
 from broker.storage.engine import MIB, Engine
 from broker.storage.errors import StorageError
 from broker.storage.log import PartitionLog
@@ -38,6 +40,8 @@ class MaintenanceSettings:
     """Garbage that is not worth the trouble."""
     collect_timeout_ms: int = 30_000
     """How long one round of rewriting may take before ordinary work goes on."""
+    compaction: CompactionSettings = field(default_factory=CompactionSettings)
+    """Log compaction."""
 
 
 class Maintenance:
@@ -78,6 +82,7 @@ class Maintenance:
         for interval_ms, work in (
             (self._disk_check_interval_ms, self._look_at_disk),
             (settings.interval_ms, self.apply_retention),
+            (settings.compaction.interval_ms, self.compact),
             (settings.reclaim_interval_ms, self.reclaim),
         ):
             self._tasks.append(asyncio.ensure_future(self._repeat(interval_ms / 1000, work)))
@@ -104,6 +109,7 @@ class Maintenance:
     async def run_once(self) -> None:
         """Everything, now."""
         await self._look_at_disk()
+        await self.compact()
         await self.apply_retention()
         await self.reclaim()
 
@@ -117,6 +123,18 @@ class Maintenance:
                     # One damaged log must not keep the disk full of the others.
                     if not self._stopping.is_set():
                         self._on_error(error)
+
+    async def compact(self) -> None:
+        """Compacts the logs that have enough to gain, one after the other. Retention goes on meanwhile."""
+        settings = self._settings.compaction
+        for log in self._logs():
+            try:
+                while log.compacts and not log.deleted:
+                    if not await log.compact(self._clock.wall_us(), settings):
+                        break
+            except StorageError as error:
+                if not self._stopping.is_set() and not log.deleted:
+                    self._on_error(error)
 
     async def _trim(self, log: PartitionLog) -> None:
         now_us = self._clock.wall_us()

@@ -211,7 +211,7 @@ async def test_a_reset_log_is_empty_and_begins_there(open_store: OpenStore, cloc
     assert log.request_ids.find(b"r", now_us=1) == ()
     log.trim(1010)
     await log.settle(clock.wall_us())
-    assert log._reader.at(1000) is None, "deleted with the log start, though it begins before the reset's"
+    assert log.reader.at(1000) is None, "deleted with the log start, though it begins before the reset's"
 
 
 async def test_a_follower_that_was_leader_goes_on_remembering_requests(
