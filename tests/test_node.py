@@ -35,8 +35,8 @@ async def start(tmp_path: Path) -> AsyncIterator[StartNode]:
 
     async def start() -> tuple[Node, str]:
         node = Node(settings(tmp_path / "data"))
-        nodes.append(node)
         started = await node.start()
+        nodes.append(node)
         return node, f"127.0.0.1:{started.client_port}"
 
     yield start
