@@ -6,7 +6,7 @@ once. Deadlines of what waits are kept here, by a timer that runs only while som
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -58,6 +58,7 @@ class Work(Part):
 
     __slots__ = (
         "acks",
+        "confirmed_epoch",
         "deadline",
         "end_offset",
         "forwarding",
@@ -95,6 +96,7 @@ class Work(Part):
         self.end_offset = end_offset
         self.leader_only = leader_only
         self.published: list[Published] = []
+        self.confirmed_epoch = -1  # that in which this node was found to lead still, after it refused this
         self.route: PublishRoute | None = None  # not submitted yet
 
     @property
@@ -126,16 +128,19 @@ class Forwarding:
         random: Random,
         endpoint_of: Callable[[int], str],
         is_gone: Callable[[int], bool],
+        still_leads: Callable[[Partition], Awaitable[bool]],
         published: Callable[[str, int, int], None],
         settings: ForwardingSettings | None = None,
     ) -> None:
         """endpoint_of: where clients reach a node. is_gone: the controller has fenced it, or never knew it.
+        still_leads: whether nobody else leads a partition that this node leads as far as it knows.
         published: topic, records and bytes of what this node's clients appended, for metrics."""
         self._calls = calls
         self._node_id = node_id
         self._clock = clock
         self._endpoint_of = endpoint_of
         self._is_gone = is_gone
+        self._still_leads = still_leads
         self._published = published
         self._settings = settings or ForwardingSettings()
         # Leaders tell this process from one before it with the same number by it.
@@ -145,6 +150,7 @@ class Forwarding:
         self._stuck: dict[PublishRoute, Partition] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loading: dict[Partition, asyncio.Task[None]] = {}
+        self._confirming: dict[Partition, asyncio.Task[None]] = {}
 
     def submit(self, work: Work) -> None:
         """Places it, at once or in its turn. Its owner is told what became of it, maybe before this returns."""
@@ -159,7 +165,8 @@ class Forwarding:
                 work.published = self._append(work)
             except (PostbusError, StorageError) as error:
                 refusal = error if isinstance(error, PostbusError) else from_storage(error)
-                if verdict_of(refusal) is not Verdict.NOT_APPENDED:
+                passes = verdict_of(refusal) is Verdict.NOT_APPENDED
+                if not passes and not placing.is_to_be_confirmed(partition, refusal):
                     work.over = True
                     work.owner.part_done(work, refusal)
                     return
@@ -168,7 +175,7 @@ class Forwarding:
                 raise
             else:
                 route.take(work)
-                partition.when_safe(max(part.end_offset for part in work.published), work.acks, work.safe)
+                partition.when_safe(_end_of(work.published), work.acks, work.safe)
                 return
         if work.leader_only and partition.leader_id not in {None, self._node_id}:
             work.over = True
@@ -182,6 +189,13 @@ class Forwarding:
         if not work.over and work.route is not None:
             work.route.give_up(work)
             self._run(work.route, work.partition)
+
+    def give_up_all(self, why: PostbusError) -> None:
+        """This node can do nothing for whoever waits; another one may."""
+        for partition, route in list(self._routes.items()):
+            for part in route.parts():
+                route.give_up(part, why)
+            self._run(route, partition)
 
     def answered(self, work: Work, attempt: int, verdict: Verdict, error: PostbusError | None) -> None:
         """What became of an attempt."""
@@ -212,10 +226,10 @@ class Forwarding:
             self._run(route, partition)
 
     def close(self) -> None:
-        """Ends the timer and the loads; what is on its way is not waited for."""
+        """Ends the timer, the loads and the questions; what is on its way is not waited for."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._loading.values():
+        for task in (*self._loading.values(), *self._confirming.values()):
             task.cancel()
 
     # --- routes ---
@@ -301,7 +315,10 @@ class Forwarding:
         return placed
 
     def _count(self, work: Work, placed: list[Published]) -> None:
-        records = sum(part.record_count for part in placed if not part.duplicate)
+        records = 0
+        for part in placed:
+            if not part.duplicate:
+                records += part.record_count
         if records:
             self._published(work.partition.topic, records, len(work.new.batch))
 
@@ -315,14 +332,18 @@ class Forwarding:
             work.published = self._append(work)
         except (PostbusError, StorageError) as error:
             refusal = error if isinstance(error, PostbusError) else from_storage(error)
-            self.answered(work, work.attempt, verdict_of(refusal), refusal)
+            verdict = verdict_of(refusal)
+            confirmed = work.confirmed_epoch == work.partition.leader_epoch
+            if not confirmed and placing.is_to_be_confirmed(work.partition, refusal):
+                self._confirm(work)
+                verdict, refusal = Verdict.NOT_APPENDED, no_leader(work.name)
+            self.answered(work, work.attempt, verdict, refusal)
         except Exception as fault:  # its owner tells
             assert work.route is not None
             work.route.drop(work)
             work.owner.part_done(work, fault)
         else:
-            end_offset = max(part.end_offset for part in work.published)
-            work.partition.when_safe(end_offset, work.acks, work.safe)
+            work.partition.when_safe(_end_of(work.published), work.acks, work.safe)
 
     def _load_ids(self, partition: Partition) -> None:
         if partition in self._loading or partition.local is None:
@@ -335,6 +356,24 @@ class Forwarding:
                 done.exception()  # the next try meets it again
 
         task.add_done_callback(loaded)
+
+    def _confirm(self, work: Work) -> None:
+        """Asks whether this node, which would refuse it, leads still; it is placed once more then."""
+        partition, epoch = work.partition, work.partition.leader_epoch
+        if partition in self._confirming:
+            return  # asked again at the next try
+
+        async def ask() -> None:
+            try:
+                leads = await self._still_leads(partition)
+            finally:
+                del self._confirming[partition]
+            if leads and work.route is not None:
+                work.confirmed_epoch = epoch
+                work.route.retry()
+                self._run(work.route, partition)
+
+        self._confirming[partition] = asyncio.get_running_loop().create_task(ask())
 
     def _send(self, work: Work, send: Send) -> None:
         if work.leader_only:
@@ -393,6 +432,10 @@ class Forwarding:
             # The other node goes; this one does not, and the next leader will take it.
             verdict = Verdict.NOT_APPENDED
         self.answered(work, attempt, verdict, error)
+
+
+def _end_of(published: list[Published]) -> int:
+    return published[0].end_offset if len(published) == 1 else max(part.end_offset for part in published)
 
 
 def published_of(ranges: Iterable[partition_calls_pb2.PlacedRange], partition: int) -> list[Published]:

@@ -5,11 +5,30 @@ what other nodes pass on, so that a retry through whichever node meets its first
 """
 
 from dataclasses import replace
+from typing import Final
 
-from broker.replication.partition import Partition, Published
+from broker.errors import PostbusError, Reason
+from broker.replication.partition import Partition, Published, Role
 from broker.services import batches
 from broker.services.batches import BatchPart
 from broker.storage.batch import NewBatch
+from broker.storage.errors import StorageError
+
+# Refusals for what the log holds or lacks. A later leader's log may differ.
+FROM_THE_LOG: Final = frozenset(
+    {
+        Reason.ERROR_REASON_PRECONDITION_NOT_MET,
+        Reason.ERROR_REASON_SEQUENCE_GAP,
+        Reason.ERROR_REASON_DUPLICATE_SEQUENCE,
+        Reason.ERROR_REASON_PRODUCER_UNKNOWN,
+        Reason.ERROR_REASON_PRODUCER_FENCED,
+    }
+)
+
+
+def is_to_be_confirmed(partition: Partition, refusal: PostbusError | StorageError) -> bool:
+    """Whether it is only true if this node still leads the partition: nobody is told before that is known."""
+    return isinstance(refusal, PostbusError) and refusal.reason in FROM_THE_LOG and bool(partition.successors)
 
 
 def place(partition: Partition, new: NewBatch, *, end_offset: int | None, now_us: int) -> list[Published]:
@@ -52,8 +71,9 @@ def find(partition: Partition, request_id: bytes, *, now_us: int) -> list[Publis
 
 
 def ids_missing(partition: Partition) -> bool:
-    """Whether the log's request ids have to be loaded before a request with an id can be placed."""
-    return partition.local is not None and not partition.local.request_ids_loaded
+    """Whether the log's request ids have to be loaded before a request with an id can be placed here."""
+    local = partition.local
+    return local is not None and partition.role is Role.LEADER and not local.request_ids_loaded
 
 
 def left_out(parts: list[BatchPart], earlier: list[Published]) -> list[BatchPart]:

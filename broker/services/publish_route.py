@@ -74,13 +74,15 @@ class Part:
         self.source = source
         self.repeatable = repeatable
         self.size = size
-        self.order = 0
         self.attempt = 0
-        self.place = (0, 0)  # node and leader epoch of the last attempt
         self.outstanding = False
-        self.doubtful = False  # an attempt may have appended it
-        self.orphan = False  # an earlier part of its stream failed after this one was placed
         self.over = False
+        # Set by the route: its place in the queue; node and leader epoch of the last attempt; whether an attempt may
+        # have appended it; whether an earlier part of its stream failed after this one was placed.
+        self.order: int
+        self.place: tuple[int, int]
+        self.doubtful: bool
+        self.orphan: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class PublishRoute:
         # Whether a part may go straight to this node's log: `take`, without `submit` and `next`.
         self.direct = False
         self._node_id = node_id
+        self._here = (node_id, -1)  # the place of what is appended to this node's log
         self._window_bytes = window_bytes
         self._next_order = 0
         self._round = 0
@@ -164,9 +167,11 @@ class PublishRoute:
         assert self.direct
         if self._barrier is not None:
             self._begin_round()
-        self._number(part)
-        part.attempt += 1
-        part.place = (self._node_id, self.leader_epoch)
+        part.order = self._next_order
+        self._next_order += 1
+        part.doubtful = part.orphan = False
+        part.attempt = 1
+        part.place = self._here
         part.outstanding = True
         self._outstanding.append(part)
         self._outstanding_bytes += part.size
@@ -188,6 +193,7 @@ class PublishRoute:
             return
         self.leader_id = leader_id
         self.leader_epoch = leader_epoch
+        self._here = (self._node_id, leader_epoch)
         self._moved = bool(self._outstanding)
         self._paused = False
         self._barrier = self._next_order if self._barrier is None else self._barrier
@@ -228,12 +234,14 @@ class PublishRoute:
         self._paused = False
         self._judge()
 
-    def give_up(self, part: Part) -> None:
-        """Nobody waits for it any longer: its time is over, or its client went."""
+    def give_up(self, part: Part, why: PostbusError | None = None) -> None:
+        """Nobody waits for it any longer: its time is over, or its client went; or for that reason."""
         if part.over:
             return
-        on_its_way = part.outstanding or part.doubtful
-        error = timed_out(self.name) if on_its_way else self._why or no_leader(self.name)
+        if part.outstanding or part.doubtful:
+            error = timed_out(self.name) if why is None else given_up(self.name, why, repeatable=part.repeatable)
+        else:
+            error = why or self._why or no_leader(self.name)
         self._forget(part)
         self._fail(part, error)
         self._judge()
@@ -310,6 +318,8 @@ class PublishRoute:
     def _number(self, part: Part) -> None:
         part.order = self._next_order
         self._next_order += 1
+        part.place = (0, 0)
+        part.doubtful = part.orphan = False
 
     def _return(self, part: Part, verdict: Verdict, error: PostbusError | None) -> None:
         if verdict is Verdict.NOT_APPENDED:
@@ -401,13 +411,26 @@ def timed_out(name: str) -> PostbusError:
 
 def outcome_unknown(name: str, node_id: int, *, repeatable: bool) -> PostbusError:
     """UNAVAILABLE, outcome unknown: the leader went before it answered."""
+    return PostbusError(
+        Reason.ERROR_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        f"node {node_id}, which led {name}, was lost before it answered; {_may_be_there(repeatable=repeatable)}",
+        retry_after_ms=RETRY_AFTER_MS,
+    )
+
+
+def given_up(name: str, why: PostbusError, *, repeatable: bool) -> PostbusError:
+    """UNAVAILABLE, outcome unknown: it was on its way to the log, and this node can't learn how it ended."""
+    return PostbusError(
+        Reason.ERROR_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        f"{name}: {why.message}; {_may_be_there(repeatable=repeatable)}",
+        retry_after_ms=RETRY_AFTER_MS,
+    )
+
+
+def _may_be_there(*, repeatable: bool) -> str:
     advice = (
         "repeat it with the same request id or producer sequence"
         if repeatable
         else "look before you repeat it, and use a request id or a producer sequence to be able to just repeat"
     )
-    return PostbusError(
-        Reason.ERROR_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-        f"node {node_id}, which led {name}, was lost before it answered; the records may be there or not: {advice}",
-        retry_after_ms=RETRY_AFTER_MS,
-    )
+    return f"the records may be there or not: {advice}"

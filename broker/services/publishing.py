@@ -5,7 +5,7 @@ they go from there is forwarding.py's business, and what the log says to them pl
 """
 
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,31 +114,30 @@ class Publishing:
             )
         return Prepared(topic, view, batch, facts, view.request_id.encode())
 
-    def goes_here(self, prepared: Prepared, parts: Iterable[BatchPart]) -> bool:
+    def goes_here(self, prepared: Prepared, parts: list[BatchPart]) -> bool:
         """Whether anything may go to this node's own log."""
         return any(prepared.topic.partitions[part.partition].role is Role.LEADER for part in parts)
 
-    def waits(self, prepared: Prepared, parts: Iterable[BatchPart]) -> bool:
+    def waits(self, prepared: Prepared, parts: list[BatchPart]) -> bool:
         """Whether `look_around` has to be awaited first."""
-        return bool(prepared.request_id) and (
-            bool(self._ids_missing(prepared.topic, parts)) or self._must_look_up(prepared)
-        )
+        if not prepared.request_id:
+            return False
+        partitions = prepared.topic.partitions
+        for part in parts:
+            if placing.ids_missing(partitions[part.partition]):
+                return True
+        return self._must_look_up(prepared)
 
-    async def look_around(self, prepared: Prepared, parts: Iterable[BatchPart], *, timeout_s: float) -> list[Published]:
+    async def look_around(self, prepared: Prepared, parts: list[BatchPart], *, timeout_s: float) -> list[Published]:
         """What an earlier try appended where the request would not go by now; loads the ids that are here."""
-        for partition in self._ids_missing(prepared.topic, parts):
-            if partition.local is not None:
+        for part in parts:
+            partition = prepared.topic.partitions[part.partition]
+            if placing.ids_missing(partition) and partition.local is not None:
                 await partition.local.load_request_ids()
         if not self._must_look_up(prepared):
             return []
         topic = prepared.topic
         return await self._look_up(topic, list(topic.partitions), prepared.request_id, timeout_s)
-
-    def _ids_missing(self, topic: LedTopic, parts: Iterable[BatchPart]) -> list[Partition]:
-        partitions = [topic.partitions[part.partition] for part in parts]
-        return [
-            partition for partition in partitions if partition.role is Role.LEADER and placing.ids_missing(partition)
-        ]
 
     def _must_look_up(self, prepared: Prepared) -> bool:
         """Keys may have gone elsewhere at the first try: the topic grew since a try could have been made."""
