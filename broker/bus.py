@@ -24,7 +24,7 @@ from broker.controller.quorum_watch import QuorumWatch
 from broker.controller.session import NodeFacts, NodeSession, SessionSettings
 from broker.controller.state import NOBODY, ClusterState, difference
 from broker.controller.topic_config import TopicDefaults
-from broker.errors import PostbusError
+from broker.errors import PostbusError, Reason
 from broker.groups import peer_calls
 from broker.groups.client import CoordinatorClient
 from broker.groups.coordinators import GROUPS_TOPIC, Coordinators
@@ -48,6 +48,7 @@ from broker.storage.store import LogStore
 
 log = structlog.get_logger(__name__)
 
+CUT_OFF_RETRY_AFTER_MS = 1000
 _PRODUCER_EPOCH_MAX = 2**31 - 1
 
 
@@ -73,6 +74,7 @@ class BusSettings:
     forwarding: ForwardingSettings = field(default_factory=ForwardingSettings)
     calls: CallsSettings = field(default_factory=CallsSettings)
     retry_s: float = 0.2  # between two tries of what a node does once at its start
+    cut_off_s: float = 3.0  # how long whoever publishes is let wait for a controller that does not answer
     hand_over_s: float = 3.0  # how long a node that stops waits for others to lead
 
 
@@ -213,15 +215,16 @@ class Bus:
 
     def _build_publishing(self, published: Callable[[str, int, int], None]) -> None:
         store, clock = self.store, self.clock
+        self.partition_client = PartitionClient(self.calls, clock=clock)
         self.partition_calls = PartitionCalls(
             partitions=self.partitions,
             clock=clock,
             has_room=lambda: store.committer.has_room,
             wait_for_room=store.wait_for_room,
             barrier=store.barrier,
+            still_leads=self.partition_client.still_leads,
         )
         self.partition_calls.serve(self.calls)
-        self.partition_client = PartitionClient(self.calls, clock=clock)
         self.forwarding = Forwarding(
             calls=self.calls,
             node_id=self.node_id,
@@ -229,6 +232,7 @@ class Bus:
             random=self._random,
             endpoint_of=self.client_endpoint_of,
             is_gone=self._is_gone,
+            still_leads=self.partition_client.still_leads,
             published=published,
             settings=self.settings.forwarding,
         )
@@ -255,6 +259,8 @@ class Bus:
         self.session.start()
         self.quorum.start()
         self._begin(self._settle())
+        if self._transport is not None:
+            self._begin(self._watch_controllers())
 
     def add_image_listener(self, listener: Callable[[ClusterState, ClusterState], None]) -> None:
         """`listener(old, new)` after each change of the cluster's image, once partitions and groups follow it."""
@@ -390,6 +396,20 @@ class Bus:
     def _grown_us(self, topic_name: str) -> int:
         topic = self.state.topics.get(topic_name)
         return topic.grown_us if topic is not None else 0
+
+    async def _watch_controllers(self) -> None:
+        """Who publishes through a node that is cut off is told why, soon: through another one it may go on."""
+        while True:
+            await asyncio.sleep(self.settings.retry_s)
+            if self.session.silence_s > self.settings.cut_off_s:
+                why = self.metadata_log.quorum_problem() or "no controller answers"
+                self.forwarding.give_up_all(
+                    PostbusError(
+                        Reason.ERROR_REASON_NO_LEADER,
+                        f"node {self.node_id} is cut off: {why}",
+                        retry_after_ms=CUT_OFF_RETRY_AFTER_MS,
+                    )
+                )
 
     # --- what is done once ---
 

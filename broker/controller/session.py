@@ -87,6 +87,7 @@ class NodeSession:
         self._clock = clock
         self._settings = settings or SessionSettings()
         self._answered_at: float | None = None  # when the last heartbeat that was answered had been sent
+        self._alone_since = clock.monotonic()  # before the first answer
         self._listeners: list[Callable[[], None]] = []
         self._told: tuple[int, bool, bool] = (0, False, False)
         self._expiry: asyncio.TimerHandle | None = None
@@ -99,6 +100,11 @@ class NodeSession:
         if not self.broker_epoch or self._answered_at is None:
             return False
         return self._clock.monotonic() - self._answered_at < self._settings.session_s
+
+    @property
+    def silence_s(self) -> float:
+        """How long no controller has answered this node, counted as the session is."""
+        return self._clock.monotonic() - max(self._alone_since, self._answered_at or 0.0)
 
     @property
     def unfenced(self) -> bool:
@@ -201,6 +207,7 @@ class NodeSession:
             await asyncio.sleep(self._settings.register_retry_s)
             return
         self.broker_epoch = executed.after.nodes[facts.node_id].broker_epoch
+        self._alone_since = self._clock.monotonic()
         log.info("registered", broker_epoch=self.broker_epoch, unclean=facts.unclean)
         self._tell()
 

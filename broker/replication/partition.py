@@ -135,6 +135,11 @@ class Partition:
         return self._led is not None
 
     @property
+    def partition_epoch(self) -> int:
+        """As the image has it."""
+        return -1 if self.state is None else self.state.partition_epoch
+
+    @property
     def durable_end_offset(self) -> int:
         """Of the own replica."""
         return 0 if self.local is None else self.local.durable_end_offset
@@ -172,6 +177,11 @@ class Partition:
         """The log start moved."""
         self._wake_feeds()
         self._wake()
+
+    @property
+    def successors(self) -> tuple[int, ...]:
+        """Other nodes that may lead it by now, without this one, which leads it as far as it knows, having heard."""
+        return () if self._led is None else tuple(sorted(self._led.maximal_isr - {self._shared.node_id}))
 
     # --- publishing
 
@@ -377,10 +387,18 @@ class Partition:
         led = self._led
         if led is not None:
             led.changed(_replicas(state), now_s=self._shared.clock.monotonic())
+            self._replicas_adopted(led)
             self._advance(led)
             self._wake_feeds()
             self._shared.isr_changes.look(self)
+        elif self.followed is not None and self._shared.node_id not in state.isr and self._shared.puller is not None:
+            # The leader counts only what it was asked for since this node became a replica.
+            self._shared.puller.ask(self)
         self._choose_log(state)
+
+    def _replicas_adopted(self, led: LedPartition) -> None:
+        if self._shared.feeder is not None:
+            self._shared.feeder.replicas_changed(self, led.followers)
 
     def _choose_log(self, state: PartitionState) -> None:
         in_sync = self.role is Role.LEADER or self._shared.node_id in state.isr
@@ -446,6 +464,10 @@ class Partition:
         """Every replica durably has all before it."""
         return 0 if self._led is None else self._led.replicated_offset
 
+    def follower_may_fetch(self, node_id: int, *, partition_epoch: int) -> bool | None:
+        """Whether a follower whose image is of that epoch may be fed; None: it is ahead of the image here."""
+        return self._led is not None and self._led.may_fetch(node_id, partition_epoch=partition_epoch)
+
     def follower_in_sync(self, node_id: int) -> bool:
         """Acknowledgements wait for it."""
         return self._led is not None and self._led.in_sync(node_id)
@@ -499,6 +521,7 @@ class Partition:
         led = self._led
         if led is not None and led.leader_epoch == proposal.leader_epoch:
             led.accepted(proposal, _replicas(state), now_s=self._shared.clock.monotonic())
+            self._replicas_adopted(led)
             self._advance(led)
             self._wake()
 

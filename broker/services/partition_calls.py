@@ -51,13 +51,15 @@ class PartitionCalls:
         has_room: Callable[[], bool],
         wait_for_room: Callable[[], Awaitable[None]],
         barrier: Callable[[], Awaitable[None]],
+        still_leads: Callable[[Partition], Awaitable[bool]],
     ) -> None:
-        """has_room, wait_for_room, barrier: of the node's append queue."""
+        """has_room, wait_for_room, barrier: of the node's append queue. still_leads: whether nobody else leads it."""
         self._partitions = partitions
         self._clock = clock
         self._has_room = has_room
         self._wait_for_room = wait_for_room
         self._barrier = barrier
+        self._still_leads = still_leads
         self._doors: dict[tuple[int, str, int], _Door] = {}
 
     def serve(self, calls: Calls) -> None:
@@ -76,6 +78,11 @@ class PartitionCalls:
             # First come, first served: who waits here is not overtaken.
             async with door.lock:
                 placed = await self._enter(door, partition, part)
+                if placed is None:
+                    if not await self._still_leads(partition):
+                        raise _not_leader(partition)
+                    placed = await self._enter(door, partition, part, confirmed=True)
+                    assert placed is not None
             if placed:
                 await until_safe(partition, max(one.end_offset for one in placed), part.acks)
         except (PostbusError, StorageError) as error:
@@ -83,7 +90,10 @@ class PartitionCalls:
             return calls_pb2.PublishPartAnswer(error=to_peer(refusal).SerializeToString()).SerializeToString()
         return calls_pb2.PublishPartAnswer(ranges=_ranges(placed)).SerializeToString()
 
-    async def _enter(self, door: _Door, partition: Partition, part: calls_pb2.PublishPart) -> list[Published]:
+    async def _enter(
+        self, door: _Door, partition: Partition, part: calls_pb2.PublishPart, *, confirmed: bool = False
+    ) -> list[Published] | None:
+        """None: it would be refused, which is to be confirmed first."""
         if not self._has_room():
             await self._wait_for_room()
         if part.request_id and placing.ids_missing(partition):
@@ -108,6 +118,8 @@ class PartitionCalls:
                 now_us=self._clock.wall_us(),
             )
         except PostbusError as error:
+            if not confirmed and placing.is_to_be_confirmed(partition, error):
+                return None
             if verdict_of(error) is Verdict.REFUSED and not error.kind.retriable:
                 door.number += 1  # it blocks nothing
             raise
