@@ -11,6 +11,7 @@ from live_cluster import NODES, LiveCluster
 from postbus.v1 import cluster_pb2, error_pb2, publisher_pb2, subscriber_pb2, topic_pb2
 
 from broker.errors import PostbusError, Reason
+from broker.replication.partition import Partition
 from broker.services.forwarding import Forwarding
 
 
@@ -122,6 +123,61 @@ async def test_preconditions_and_refusals_come_from_the_leader(cluster: LiveClus
         acks += response.acks
     assert [ack.failure.reason for ack in acks] == [error_pb2.ERROR_REASON_PRECONDITION_NOT_MET, 0, 0]
     assert await call.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("through", [1, 2])
+async def test_a_leader_that_was_succeeded_refuses_nothing_for_good(
+    cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch, through: int
+) -> None:
+    """While one that may lead in its place does not say that it doesn't, a failed precondition is no answer."""
+    await cluster.create("t", 1)
+    await cluster.led("t", 0, by=2)
+    wrong = request("t", b"v", partition=0)
+    wrong.precondition.end_offset = 7
+    asked = asyncio.Event()
+    follower = cluster[3].topic("t").partitions[0]
+    monkeypatch.setattr(follower, "leader_epoch", follower.leader_epoch + 1)
+    still_leads = cluster[2].node._bus.partition_client.still_leads
+
+    async def noted(partition: Partition) -> bool:
+        leads = await still_leads(partition)
+        asked.set()
+        return leads
+
+    for asker in (cluster[2].node._bus.forwarding, cluster[2].node._bus.partition_calls):
+        monkeypatch.setattr(asker, "_still_leads", noted)
+    call = cluster[through].publisher.Publish(wrong, timeout=20)
+    waiting = asyncio.ensure_future(asyncio.wait_for(call, 20))
+    async with asyncio.timeout(20):
+        await asked.wait()
+    assert not waiting.done()
+    monkeypatch.undo()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await waiting
+    assert dict(refused.value.trailing_metadata() or ())["postbus-reason"] == "PRECONDITION_NOT_MET"
+
+
+async def test_who_waits_at_a_node_that_is_cut_off_is_told_why(
+    cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UNAVAILABLE, long before the request's time is over, with who is missing; unknown if it was on its way."""
+    await cluster.create("t", 1)
+    await cluster.led("t", 0, by=1)
+    bus = cluster[1].node._bus
+    partition = cluster[1].topic("t").partitions[0]
+    monkeypatch.setattr(type(bus.session), "silence_s", 60.0)
+    monkeypatch.setattr(bus.metadata_log, "quorum_problem", lambda: "2 of 3 controllers unreachable: 2 (x), 3 (y)")
+    monkeypatch.setattr(partition, "when_safe", lambda end_offset, acks, done: None)
+    with pytest.raises(grpc.aio.AioRpcError, match="2 of 3 controllers unreachable") as unknown:
+        await cluster[1].publisher.Publish(request("t", b"v", partition=0), timeout=20)
+    assert unknown.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(unknown.value.trailing_metadata() or ())["postbus-outcome-unknown"] == "true"
+    nobody = PostbusError(Reason.ERROR_REASON_NO_LEADER, "nobody", retry_after_ms=1)
+    monkeypatch.setattr(partition, "writable_error", lambda: nobody)
+    with pytest.raises(grpc.aio.AioRpcError, match="2 of 3 controllers unreachable") as refused:
+        await cluster[1].publisher.Publish(request("t", b"v", partition=0), timeout=20)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(refused.value.trailing_metadata() or ())["postbus-outcome-unknown"] == "false"
 
 
 async def streamed(
