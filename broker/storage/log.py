@@ -29,7 +29,7 @@ from broker.storage import envelope
 from broker.storage.batch import Appended, NewBatch, StoredBatch
 from broker.storage.committer import Committer
 from broker.storage.compaction import Chunk, CompactionSettings
-from broker.storage.engine import DeleteOp, Op, PutOp
+from broker.storage.engine import Op, PutOp
 from broker.storage.envelope import Envelope
 from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, ReplicaDiverged, StoreCorrupt, UnknownLog
 from broker.storage.log_compaction import LogCompaction, Pause
@@ -41,7 +41,6 @@ from broker.storage.log_state import (
     LOG_FAMILIES,
     PRODUCERS,
     STATE,
-    TABLE,
     LogState,
     log_key,
     offset_key,
@@ -202,8 +201,8 @@ class PartitionLog:
             end_offset = first_offset
         return -1, self._state.log_start_offset
 
-    def append(self, new: NewBatch, *, now_us: int, extra_ops: Sequence[Op] = ()) -> Appended:
-        """Gives out offsets and queues the write; extra_ops are in it, all or nothing. Never blocks.
+    def append(self, new: NewBatch, *, now_us: int) -> Appended:
+        """Gives out offsets and queues the write. Never blocks.
 
         The caller has checked deduplication (`producers.check`, `request_ids.find`) in the same step.
         Raises DiskFull, RequestIdsFull, UnknownLog (deleted), StoreFailed. Appends nothing then.
@@ -266,9 +265,6 @@ class PartitionLog:
         if new.request_id:
             part = RequestPart(base_offset, new.record_count, append_time_us, new.record_indexes)
             self.request_ids.add(new.request_id, part)
-        if extra_ops:
-            ops.extend(extra_ops)
-            size_bytes += sum(len(part) for op in extra_ops for part in op)
         ticket = self._context.committer.submit(ops, size_bytes=size_bytes, listener=self)
         self._in_flight.append((ticket, end_offset, state.end_position))
         self._tail.add(
@@ -722,19 +718,6 @@ class PartitionLog:
     async def wait_for_room(self) -> None:
         """Back-pressure; see `Committer`."""
         await self._context.committer.wait_for_room()
-
-    def table_put_op(self, key: bytes, value: bytes) -> PutOp:
-        """For extra_ops: sets a key of the log's table, the compacted image of an internal log."""
-        return ("put", TABLE, self._key + key, value)
-
-    def table_delete_op(self, key: bytes) -> DeleteOp:
-        """For extra_ops: deletes a key of the log's table."""
-        return ("delete", TABLE, self._key + key)
-
-    async def table_items(self) -> list[tuple[bytes, bytes]]:
-        """All written entries of the log's table, by key."""
-        self._check_exists()
-        return await self.in_reader(self.reader.table_items)
 
     async def barrier(self) -> None:
         """Returns when all that was appended or trimmed so far is durable."""

@@ -17,7 +17,7 @@ from broker.storage.batch import StoredBatch
 from broker.storage.engine import Engine
 from broker.storage.envelope import EnvelopeDamaged, IndexEntry
 from broker.storage.errors import LogCorrupt, StoreCorrupt
-from broker.storage.log_state import BATCHES, INDEX, TABLE, key_number, log_key, offset_key
+from broker.storage.log_state import BATCHES, INDEX, key_number, log_key, offset_key
 from broker.storage.producers import REMEMBERED_COUNT, ProducerBatch
 from broker.storage.request_ids import RequestPart
 
@@ -155,19 +155,6 @@ class LogReader:
         for _, batches in found.values():
             batches.reverse()
         return found
-
-    def table_items(self) -> list[tuple[bytes, bytes]]:
-        """The log's table, by key."""
-        prefix = log_key(self._log_id)
-        end = log_key(self._log_id + 1)
-        begin = prefix
-        items: list[tuple[bytes, bytes]] = []
-        while True:
-            found = self._engine.scan(TABLE, begin, end, limit=_SCAN_COUNT_MAX)
-            items.extend((key[len(prefix) :], value) for key, value in found)
-            if len(found) < _SCAN_COUNT_MAX:
-                return items
-            begin = found[-1][0] + b"\0"
 
     def _entries(self, begin: int, end: int) -> Iterator[Indexed]:
         """Index entries with begin <= base offset < end, in chunks that begin small: most reads want few."""

@@ -14,12 +14,11 @@ BATCHES: Final = "batches"
 INDEX: Final = "index"
 STATE: Final = "state"
 PRODUCERS: Final = "producers"
-TABLE: Final = "table"
 RAFT: Final = "raft"
 """Of the meta database; broker/raft/storage.py says what is in it."""
 
-LOG_FAMILIES: Final = (BATCHES, INDEX, STATE, PRODUCERS, TABLE)
-OVERWRITTEN_FAMILIES: Final = frozenset((STATE, PRODUCERS, TABLE))
+LOG_FAMILIES: Final = (BATCHES, INDEX, STATE, PRODUCERS)
+OVERWRITTEN_FAMILIES: Final = frozenset((STATE, PRODUCERS))
 """Their keys are put again with every append; see `Committer`."""
 
 
@@ -31,7 +30,6 @@ def data_families(*, memtable_bytes: int) -> dict[str, FamilyOptions]:
         INDEX: FamilyOptions(write_buffer_bytes=small, compressed=True),
         STATE: FamilyOptions(write_buffer_bytes=small),
         PRODUCERS: FamilyOptions(write_buffer_bytes=small),
-        TABLE: FamilyOptions(write_buffer_bytes=small, compressed=True),
     }
 
 

@@ -49,8 +49,7 @@ async def main(folder: Path) -> None:
             batch, count = batch_of(log_id, log.end_offset)
             new = NewBatch(batch, count, producer_id=log_id, producer_sequence=sequences[log_id])
             sequences[log_id] += 1
-            end = log.table_put_op(b"end", b"%d" % (log.end_offset + count))
-            log.append(new, now_us=clock.wall_us(), extra_ops=[end])
+            log.append(new, now_us=clock.wall_us())
         await asyncio.sleep(0)
 
 

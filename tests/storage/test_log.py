@@ -10,7 +10,7 @@ from broker.storage.engine import Engine
 from broker.storage.errors import LogCorrupt, OffsetOutOfRange, StoreFailed, UnknownLog
 from broker.storage.log import NewBatch, PartitionLog
 from broker.storage.log_state import BATCHES, INDEX, data_families
-from broker.storage.producers import ProducerBatch, ProducerFenced
+from broker.storage.producers import ProducerBatch, ProducerFenced, ProducerUnknown
 from broker.storage.request_ids import RequestIdsFull, RequestPart
 from broker.storage.store import LogStore
 
@@ -328,25 +328,11 @@ async def test_too_many_request_ids_refuse_new_ones_and_append_nothing(open_stor
     log.append(new(request_id=b"c"), now_us=1 + 301 * SECOND_US)
 
 
-async def test_a_table_changes_with_the_append_and_only_for_its_log(open_store: OpenStore) -> None:
-    store = await open_store()
-    log, other = store.create_log(1), store.create_log(2)
-    other.append(new(), now_us=1, extra_ops=[other.table_put_op(b"k", b"other")])
-    log.append(new(), now_us=1, extra_ops=[log.table_put_op(b"k", b"1"), log.table_put_op(b"a", b"2")])
-    log.append(new(), now_us=1, extra_ops=[log.table_delete_op(b"a"), log.table_put_op(b"k", b"3")])
-    for number in range(3000):
-        log.append(new(), now_us=1, extra_ops=[log.table_put_op(b"n%04d" % number, b"")])
-    await store.close()
-    items = await (await open_store()).log(1).table_items()
-    assert items[0] == (b"k", b"3")
-    assert [key for key, _ in items[1:]] == [b"n%04d" % number for number in range(3000)]
-
-
 async def test_a_deleted_log_refuses_everything_and_does_not_come_back(open_store: OpenStore) -> None:
     store = await open_store(tail_bytes_max=0)
     log, kept = store.create_log(1), store.create_log(2)
     for each in (log, kept):
-        each.append(new(producer_id=5, request_id=b""), now_us=1, extra_ops=[each.table_put_op(b"k", b"v")])
+        each.append(new(producer_id=5), now_us=1)
     await store.barrier()
     store.delete_log(1)
     store.delete_log(1)
@@ -360,8 +346,8 @@ async def test_a_deleted_log_refuses_everything_and_does_not_come_back(open_stor
     store = await open_store(tail_bytes_max=0)
     assert store.log_ids() == [2]
     assert len(await store.log(2).read(0, end_offset=1, max_bytes=1)) == 1
-    assert await store.log(2).table_items() == [(b"k", b"v")]
-    assert await store.create_log(1).table_items() == []
+    with pytest.raises(ProducerUnknown):
+        store.create_log(1).producers.check(5, 0, 1)
 
 
 @pytest.mark.parametrize("work", ["retention", "settling"])
