@@ -12,7 +12,7 @@ new), which may be throttled and read from disk one partition at a time, so that
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import structlog
@@ -53,6 +53,9 @@ class FedPartition(Protocol):
     def replicated_offset(self) -> int: ...
 
     def follower_in_sync(self, node_id: int) -> bool: ...
+
+    def follower_may_fetch(self, node_id: int, *, partition_epoch: int) -> bool | None:
+        """None: not before the image here is as new as the follower's."""
 
     def follower_fetched(self, node_id: int, *, broker_epoch: int, durable_offset: int) -> None: ...
 
@@ -132,6 +135,14 @@ class Feeder:
         """This node leads it now: followers that asked too early are answered."""
         for link in list(self._links):
             link.led(partition)
+
+    def replicas_changed(self, partition: FedPartition, replicas: Collection[int]) -> None:
+        """The same leader in the same epoch: who is no replica any more asks anew when it is one again."""
+        for feed in list(partition.feeds):
+            if feed.link.node_id not in replicas:
+                feed.link.drop(feed)
+                partition.feeds.remove(feed)
+        self.led(partition)
 
     def unled(self, partition: FedPartition) -> None:
         """This node no longer leads it in that epoch."""
@@ -307,6 +318,12 @@ class _FollowerLink:
             answer.not_leader = True
             self.send(replication_pb2.PullResponse(partitions=[answer]))
             return
+        may_fetch = partition.follower_may_fetch(self._node_id, partition_epoch=start.partition_epoch)
+        if may_fetch is None:
+            self._early[log_id] = start  # the follower heard of a change of the replicas first
+            return
+        if not may_fetch:
+            return  # it will ask anew once it has heard
         source = partition.local
         if start.fetch_offset < source.log_start_offset:
             answer.reset_offset = source.log_start_offset

@@ -73,6 +73,8 @@ class Follower:
     node_id: int
     caught_up_s: float
     """When it last had all that the leader had."""
+    since_epoch: int = 0
+    """The partition epoch that made it a replica, if that was in this leader epoch."""
     durable_offset: int = NOT_FETCHED
     written_offset: int = NOT_FETCHED
     broker_epoch: int = 0
@@ -117,7 +119,7 @@ class LedPartition:
         self._possible: frozenset[int] = frozenset()  # proposed, and nobody knows whether it was carried out
         self._retry_s = now_s
         self._waits: list[Follower] = []  # the maximal ISR without this node
-        self._adopt(state, now_s)
+        self._adopt(state, now_s, since_epoch=0)
 
     # --- what is so ---
 
@@ -147,6 +149,16 @@ class LedPartition:
         for follower in self._waits:
             least = min(least, follower.written_offset)
         return least
+
+    def may_fetch(self, node_id: int, *, partition_epoch: int) -> bool | None:
+        """Whether a follower whose image is of that epoch may be fed. None: it is ahead of what is known here.
+
+        A replica that was taken away and added again still has to delete its log, as long as its image is older.
+        """
+        if partition_epoch > self.partition_epoch:
+            return None
+        follower = self.followers.get(node_id)
+        return follower is not None and partition_epoch >= follower.since_epoch
 
     def in_sync(self, node_id: int) -> bool:
         """Whether the maximal ISR holds it."""
@@ -212,7 +224,7 @@ class LedPartition:
             return False
         self._possible = frozenset()
         self._retry_s = now_s
-        self._adopt(state, now_s)
+        self._adopt(state, now_s, since_epoch=state.partition_epoch)
         return True
 
     # --- proposals ---
@@ -239,7 +251,7 @@ class LedPartition:
             self.proposal = None
         if state.leader_epoch == self.leader_epoch and state.partition_epoch >= self.partition_epoch:
             self._possible = frozenset()
-            self._adopt(state, now_s)
+            self._adopt(state, now_s, since_epoch=state.partition_epoch)
         self._recount()
 
     def refused(self, proposal: Proposal, *, outdated: bool, now_s: float) -> None:
@@ -265,14 +277,14 @@ class LedPartition:
 
     # ---
 
-    def _adopt(self, state: Replicas, now_s: float) -> None:
+    def _adopt(self, state: Replicas, now_s: float, *, since_epoch: int) -> None:
         self.replicas, self.isr, self.elr = state.replicas, state.isr, state.elr
         self.partition_epoch = state.partition_epoch
         if self.proposal is not None and self.proposal.partition_epoch < self.partition_epoch:
             self.proposal = None  # too late for it, or this is it
         known = self.followers
         self.followers = {
-            node_id: known.get(node_id) or Follower(node_id, now_s)
+            node_id: known.get(node_id) or Follower(node_id, now_s, since_epoch)
             for node_id in self.replicas
             if node_id != self.node_id
         }

@@ -37,6 +37,10 @@ class FollowingPartition(Protocol):
     log_id: int
 
     @property
+    def partition_epoch(self) -> int:
+        """As the image here has it."""
+
+    @property
     def local(self) -> PartitionLog | None: ...
 
     @property
@@ -357,6 +361,7 @@ class _Leader:
                 fetch_offset=ask.fetch_offset,
                 last_epoch=ask.last_epoch,
                 durable_offset=ask.durable_offset,
+                partition_epoch=partition.partition_epoch,
             )
         self._starts.clear()
 

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62roker/stubs/replication.proto\x12\x13postbus.internal.v1\"\xcc\x01\n\x0bPullRequest\x12\x14\n\x0c\x62roker_epoch\x18\x01 \x01(\x03\x12.\n\x06starts\x18\x02 \x03(\x0b\x32\x1e.postbus.internal.v1.PullStart\x12\x33\n\x08progress\x18\x03 \x03(\x0b\x32!.postbus.internal.v1.PullProgress\x12\r\n\x05stops\x18\x04 \x03(\x03\x12\x14\n\x0c\x63redit_bytes\x18\x05 \x01(\x03\x12\x1d\n\x15\x63\x61tch_up_credit_bytes\x18\x06 \x01(\x03\"\x84\x01\n\tPullStart\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x05\x12\x0f\n\x07session\x18\x03 \x01(\x03\x12\x14\n\x0c\x66\x65tch_offset\x18\x04 \x01(\x03\x12\x12\n\nlast_epoch\x18\x05 \x01(\x05\x12\x16\n\x0e\x64urable_offset\x18\x06 \x01(\x03\"_\n\x0cPullProgress\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07session\x18\x02 \x01(\x03\x12\x16\n\x0e\x64urable_offset\x18\x03 \x01(\x03\x12\x16\n\x0ewritten_offset\x18\x04 \x01(\x03\"Z\n\x0cPullResponse\x12\x38\n\npartitions\x18\x01 \x03(\x0b\x32$.postbus.internal.v1.PulledPartition\x12\x10\n\x08\x63\x61tch_up\x18\x02 \x01(\x08\"\x8c\x02\n\x0fPulledPartition\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07session\x18\x02 \x01(\x03\x12\x11\n\tenvelopes\x18\x03 \x03(\x0c\x12\x16\n\x0ehigh_watermark\x18\x04 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x05 \x01(\x03\x12\x19\n\x11replicated_offset\x18\x06 \x01(\x03\x12\x38\n\tdiverging\x18\x07 \x01(\x0b\x32%.postbus.internal.v1.PulledDivergence\x12\x19\n\x0creset_offset\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nnot_leader\x18\t \x01(\x08\x42\x0f\n\r_reset_offset\"5\n\x10PulledDivergence\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x12\n\nend_offset\x18\x02 \x01(\x03\"]\n\x14PartitionReadRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nend_offset\x18\x03 \x01(\x03\x12\x11\n\tbytes_max\x18\x04 \x01(\x03\"\x9c\x01\n\x15PartitionReadResponse\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\x12\x34\n\x06\x62ounds\x18\x02 \x01(\x0b\x32$.postbus.internal.v1.PartitionBounds\x12\x14\n\x0cout_of_range\x18\x03 \x01(\x08\x12\x0f\n\x07\x63orrupt\x18\x04 \x01(\t\x12\x13\n\x0bnext_offset\x18\x05 \x01(\x03\"Y\n\x0fPartitionBounds\x12\x18\n\x10log_start_offset\x18\x01 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x02 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\"m\n\x15PartitionWatchRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x33\n\x05known\x18\x02 \x01(\x0b\x32$.postbus.internal.v1.PartitionBounds\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x05\"K\n\x14PartitionTimeRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07time_us\x18\x02 \x01(\x03\x12\x12\n\nend_offset\x18\x03 \x01(\x03\"\'\n\x15PartitionTimeResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\"9\n\x16PartitionBoundsRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07wait_ms\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62roker/stubs/replication.proto\x12\x13postbus.internal.v1\"\xcc\x01\n\x0bPullRequest\x12\x14\n\x0c\x62roker_epoch\x18\x01 \x01(\x03\x12.\n\x06starts\x18\x02 \x03(\x0b\x32\x1e.postbus.internal.v1.PullStart\x12\x33\n\x08progress\x18\x03 \x03(\x0b\x32!.postbus.internal.v1.PullProgress\x12\r\n\x05stops\x18\x04 \x03(\x03\x12\x14\n\x0c\x63redit_bytes\x18\x05 \x01(\x03\x12\x1d\n\x15\x63\x61tch_up_credit_bytes\x18\x06 \x01(\x03\"\x9d\x01\n\tPullStart\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x05\x12\x0f\n\x07session\x18\x03 \x01(\x03\x12\x14\n\x0c\x66\x65tch_offset\x18\x04 \x01(\x03\x12\x12\n\nlast_epoch\x18\x05 \x01(\x05\x12\x16\n\x0e\x64urable_offset\x18\x06 \x01(\x03\x12\x17\n\x0fpartition_epoch\x18\x07 \x01(\x05\"_\n\x0cPullProgress\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07session\x18\x02 \x01(\x03\x12\x16\n\x0e\x64urable_offset\x18\x03 \x01(\x03\x12\x16\n\x0ewritten_offset\x18\x04 \x01(\x03\"Z\n\x0cPullResponse\x12\x38\n\npartitions\x18\x01 \x03(\x0b\x32$.postbus.internal.v1.PulledPartition\x12\x10\n\x08\x63\x61tch_up\x18\x02 \x01(\x08\"\x8c\x02\n\x0fPulledPartition\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07session\x18\x02 \x01(\x03\x12\x11\n\tenvelopes\x18\x03 \x03(\x0c\x12\x16\n\x0ehigh_watermark\x18\x04 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x05 \x01(\x03\x12\x19\n\x11replicated_offset\x18\x06 \x01(\x03\x12\x38\n\tdiverging\x18\x07 \x01(\x0b\x32%.postbus.internal.v1.PulledDivergence\x12\x19\n\x0creset_offset\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nnot_leader\x18\t \x01(\x08\x42\x0f\n\r_reset_offset\"5\n\x10PulledDivergence\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x12\n\nend_offset\x18\x02 \x01(\x03\"]\n\x14PartitionReadRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nend_offset\x18\x03 \x01(\x03\x12\x11\n\tbytes_max\x18\x04 \x01(\x03\"\x9c\x01\n\x15PartitionReadResponse\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\x12\x34\n\x06\x62ounds\x18\x02 \x01(\x0b\x32$.postbus.internal.v1.PartitionBounds\x12\x14\n\x0cout_of_range\x18\x03 \x01(\x08\x12\x0f\n\x07\x63orrupt\x18\x04 \x01(\t\x12\x13\n\x0bnext_offset\x18\x05 \x01(\x03\"Y\n\x0fPartitionBounds\x12\x18\n\x10log_start_offset\x18\x01 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x02 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\"m\n\x15PartitionWatchRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x33\n\x05known\x18\x02 \x01(\x0b\x32$.postbus.internal.v1.PartitionBounds\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x05\"K\n\x14PartitionTimeRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07time_us\x18\x02 \x01(\x03\x12\x12\n\nend_offset\x18\x03 \x01(\x03\"\'\n\x15PartitionTimeResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\"9\n\x16PartitionBoundsRequest\x12\x0e\n\x06log_id\x18\x01 \x01(\x03\x12\x0f\n\x07wait_ms\x18\x02 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,27 +24,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PULLREQUEST']._serialized_start=56
   _globals['_PULLREQUEST']._serialized_end=260
   _globals['_PULLSTART']._serialized_start=263
-  _globals['_PULLSTART']._serialized_end=395
-  _globals['_PULLPROGRESS']._serialized_start=397
-  _globals['_PULLPROGRESS']._serialized_end=492
-  _globals['_PULLRESPONSE']._serialized_start=494
-  _globals['_PULLRESPONSE']._serialized_end=584
-  _globals['_PULLEDPARTITION']._serialized_start=587
-  _globals['_PULLEDPARTITION']._serialized_end=855
-  _globals['_PULLEDDIVERGENCE']._serialized_start=857
-  _globals['_PULLEDDIVERGENCE']._serialized_end=910
-  _globals['_PARTITIONREADREQUEST']._serialized_start=912
-  _globals['_PARTITIONREADREQUEST']._serialized_end=1005
-  _globals['_PARTITIONREADRESPONSE']._serialized_start=1008
-  _globals['_PARTITIONREADRESPONSE']._serialized_end=1164
-  _globals['_PARTITIONBOUNDS']._serialized_start=1166
-  _globals['_PARTITIONBOUNDS']._serialized_end=1255
-  _globals['_PARTITIONWATCHREQUEST']._serialized_start=1257
-  _globals['_PARTITIONWATCHREQUEST']._serialized_end=1366
-  _globals['_PARTITIONTIMEREQUEST']._serialized_start=1368
-  _globals['_PARTITIONTIMEREQUEST']._serialized_end=1443
-  _globals['_PARTITIONTIMERESPONSE']._serialized_start=1445
-  _globals['_PARTITIONTIMERESPONSE']._serialized_end=1484
-  _globals['_PARTITIONBOUNDSREQUEST']._serialized_start=1486
-  _globals['_PARTITIONBOUNDSREQUEST']._serialized_end=1543
+  _globals['_PULLSTART']._serialized_end=420
+  _globals['_PULLPROGRESS']._serialized_start=422
+  _globals['_PULLPROGRESS']._serialized_end=517
+  _globals['_PULLRESPONSE']._serialized_start=519
+  _globals['_PULLRESPONSE']._serialized_end=609
+  _globals['_PULLEDPARTITION']._serialized_start=612
+  _globals['_PULLEDPARTITION']._serialized_end=880
+  _globals['_PULLEDDIVERGENCE']._serialized_start=882
+  _globals['_PULLEDDIVERGENCE']._serialized_end=935
+  _globals['_PARTITIONREADREQUEST']._serialized_start=937
+  _globals['_PARTITIONREADREQUEST']._serialized_end=1030
+  _globals['_PARTITIONREADRESPONSE']._serialized_start=1033
+  _globals['_PARTITIONREADRESPONSE']._serialized_end=1189
+  _globals['_PARTITIONBOUNDS']._serialized_start=1191
+  _globals['_PARTITIONBOUNDS']._serialized_end=1280
+  _globals['_PARTITIONWATCHREQUEST']._serialized_start=1282
+  _globals['_PARTITIONWATCHREQUEST']._serialized_end=1391
+  _globals['_PARTITIONTIMEREQUEST']._serialized_start=1393
+  _globals['_PARTITIONTIMEREQUEST']._serialized_end=1468
+  _globals['_PARTITIONTIMERESPONSE']._serialized_start=1470
+  _globals['_PARTITIONTIMERESPONSE']._serialized_end=1509
+  _globals['_PARTITIONBOUNDSREQUEST']._serialized_start=1511
+  _globals['_PARTITIONBOUNDSREQUEST']._serialized_end=1568
 # @@protoc_insertion_point(module_scope)

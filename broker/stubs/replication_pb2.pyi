@@ -22,20 +22,22 @@ class PullRequest(_message.Message):
     def __init__(self, broker_epoch: _Optional[int] = ..., starts: _Optional[_Iterable[_Union[PullStart, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PullProgress, _Mapping]]] = ..., stops: _Optional[_Iterable[int]] = ..., credit_bytes: _Optional[int] = ..., catch_up_credit_bytes: _Optional[int] = ...) -> None: ...
 
 class PullStart(_message.Message):
-    __slots__ = ("log_id", "leader_epoch", "session", "fetch_offset", "last_epoch", "durable_offset")
+    __slots__ = ("log_id", "leader_epoch", "session", "fetch_offset", "last_epoch", "durable_offset", "partition_epoch")
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     FETCH_OFFSET_FIELD_NUMBER: _ClassVar[int]
     LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     DURABLE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_EPOCH_FIELD_NUMBER: _ClassVar[int]
     log_id: int
     leader_epoch: int
     session: int
     fetch_offset: int
     last_epoch: int
     durable_offset: int
-    def __init__(self, log_id: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., session: _Optional[int] = ..., fetch_offset: _Optional[int] = ..., last_epoch: _Optional[int] = ..., durable_offset: _Optional[int] = ...) -> None: ...
+    partition_epoch: int
+    def __init__(self, log_id: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., session: _Optional[int] = ..., fetch_offset: _Optional[int] = ..., last_epoch: _Optional[int] = ..., durable_offset: _Optional[int] = ..., partition_epoch: _Optional[int] = ...) -> None: ...
 
 class PullProgress(_message.Message):
     __slots__ = ("log_id", "session", "durable_offset", "written_offset")
