@@ -102,10 +102,11 @@ class BrokerProcess:
 
     async def wait(self) -> int:
         """Waits for the end; the exit code."""
-        assert self._process is not None and self._reader is not None
+        process, reader = self._process, self._reader
+        assert process is not None and reader is not None
         async with asyncio.timeout(WAIT_S):
-            code = await self._process.wait()
-            await self._reader
+            code = await process.wait()
+            await reader
         self.ready.clear()
         self._process = self._reader = None
         return code
