@@ -95,7 +95,16 @@ class Trimmed:
     before_offset: int
 
 
-Event = Sent | Positioned | Polled | Acknowledged | Committed | Trimmed
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What this subscriber polled of a topic is all that one node has of it."""
+
+    node: int
+    topic: str
+    subscriber: str
+
+
+Event = Sent | Positioned | Polled | Acknowledged | Committed | Trimmed | Copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,7 @@ class History:
             *_polls_out_of_line(facts, self.events),
             *_sends_out_of_order(facts),
             *_commits_too_far(facts, self.events),
+            *_diverging(facts, self.events),
         ]
         for group in groups:
             found += _missed_by_group(facts, group)
@@ -336,6 +346,29 @@ def _commits_too_far(facts: _Facts, events: Iterable[Event]) -> Iterator[Anomaly
                     "commit too far",
                     f"{event.group} committed {event.place} up to {event.offset}; nobody acknowledged {_some(passed)}",
                 )
+
+
+def _diverging(facts: _Facts, events: list[Event]) -> Iterator[Anomaly]:
+    """All copies of a topic hold the same records at the same places. Needs two nodes to compare."""
+    copies = {event.subscriber: event for event in events if isinstance(event, Copy)}
+    held: dict[str, dict[int, dict[tuple[Place, int], Hashable]]] = defaultdict(dict)
+    for copy in copies.values():
+        held[copy.topic][copy.node] = {}
+    for event in events:
+        found = copies.get(event.subscriber) if isinstance(event, Polled) else None
+        if isinstance(event, Polled) and found is not None and not facts.gone(event.place, event.offset):
+            held[found.topic][found.node][event.place, event.offset] = event.content
+    for topic, nodes in held.items():
+        if len(nodes) < 2:
+            yield Anomaly("proves nothing", f"only one copy of {topic} was read: {sorted(nodes)}")
+        everywhere = {spot for copy_of_node in nodes.values() for spot in copy_of_node}
+        for place, offset in sorted(everywhere, key=lambda spot: (spot[0].partition, spot[1])):
+            contents = {node: copied.get((place, offset)) for node, copied in nodes.items()}
+            lacking = sorted(node for node, copied in nodes.items() if (place, offset) not in copied)
+            if lacking:
+                yield Anomaly("diverging replicas", f"nodes {lacking} lack {place} {offset}, others have it")
+            elif len(set(contents.values())) > 1:
+                yield Anomaly("diverging replicas", f"{place} {offset} is {contents}")
 
 
 def _missed_by_group(facts: _Facts, group: str) -> Iterator[Anomaly]:

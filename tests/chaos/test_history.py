@@ -6,6 +6,7 @@ import pytest
 from history import (
     Acknowledged,
     Committed,
+    Copy,
     Event,
     Floors,
     History,
@@ -196,3 +197,35 @@ def test_the_report_names_kinds_and_counts() -> None:
     lines = report(found).splitlines()
     assert lines[0] == "never sent: 10"
     assert len(lines) == 6
+
+
+COPIES: tuple[Event, ...] = (*CLEAN, Copy(1, "t", "s"), Copy(2, "t", "s2"), start(by="s2"))
+
+
+def test_equal_copies_are_clean() -> None:
+    """Each node has all of it, wherever it was trimmed to."""
+    assert kinds(*COPIES, *(polled(number, by="s2") for number in range(3))) == set()
+    trimmed = (Trimmed(P0, 2), Positioned("s2", P0, 2), polled(2, by="s2"))
+    assert kinds(*COPIES, *trimmed) == set()
+
+
+@pytest.mark.parametrize(
+    ("second", "wrong"),
+    [
+        ((polled(0, by="s2"), polled(1, by="s2")), {"diverging replicas"}),  # it lacks the end
+        ((polled(0, by="s2"), polled(2, by="s2")), {"diverging replicas", "skipped poll"}),  # and a record in between
+        ((), {"diverging replicas"}),  # and everything
+        (
+            (polled(0, by="s2"), polled(2, offset=1, by="s2"), polled(1, offset=2, by="s2")),
+            {"diverging replicas", "inconsistent offset", "duplicate"},
+        ),
+    ],
+)
+def test_copies_that_differ(second: tuple[Event, ...], wrong: set[str]) -> None:
+    """Though somebody saw everything, in order."""
+    assert kinds(*COPIES, *second) == wrong
+
+
+def test_a_single_copy_proves_nothing() -> None:
+    """There must be another one to differ from."""
+    assert kinds(*CLEAN, Copy(1, "t", "s")) == {"proves nothing"}

@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from bus import Recorder
+from bus import Bus, Recorder
 from cluster import Cluster, ClusterBus, create_topic
-from history import Committed, Floors, Place, report
+from history import Committed, Copy, Floors, Place, report
 from postbus.v1 import group_pb2
 from publishers import ComparingPublisher, OncePublisher, SequencePublisher, StreamPublisher, UnaryPublisher
 from subscribers import READS_ALL, Member, Reader
@@ -83,7 +83,8 @@ class Workload:
                 # What memory held is gone: the last look is at what the disks have.
                 await self.cluster.kill(*self.cluster.nodes)
                 await self.cluster.start()
-            await self._read_all()
+                await self.cluster.until_in_sync()
+            await self._read_copies()
         except BaseException as error:
             error.add_note(self.summary())
             raise
@@ -110,12 +111,18 @@ class Workload:
         """It took effect."""
         self.recorder.history.faults.append(f"{what}, {self.recorder.in_flight} requests under way")
 
-    async def _read_all(self) -> None:
-        """As each node has it: what one serves, all must."""
-        async with asyncio.timeout(READ_ALL_S):
-            for number, (topic, count) in enumerate(TOPICS.items()):
-                reader = Reader(self.bus, self.recorder, f"last-{topic}", topic, count)
-                await reader.run(until_end=True, accept=READS_ALL if number % 2 else ())
+    async def _read_copies(self) -> None:
+        """As each node has it: all are in sync, so each serves its own replica."""
+        for node, process in self.cluster.nodes.items():
+            bus = Bus(process)
+            try:
+                async with asyncio.timeout(READ_ALL_S):
+                    for number, (topic, count) in enumerate(TOPICS.items()):
+                        reader = Reader(bus, self.recorder, f"last-{topic} of node {node}", topic, count)
+                        await reader.run(until_end=True, accept=READS_ALL if number % 2 else ())
+                        self.recorder.note(Copy(node, topic, reader.name))
+            finally:
+                await bus.channel.close()
 
     async def _look_at_commits(self) -> None:
         request = group_pb2.GetCommittedOffsetsRequest(group=GROUP)
