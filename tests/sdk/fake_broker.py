@@ -130,6 +130,19 @@ class FakeBroker:
         self.batch_records_max = 1_000_000
         self.fence = 100
         self._server: grpc.aio.Server | None = None
+        # A cluster: what WatchMetadata says (None: there is none), and whether anybody is at home.
+        self.cluster_id = "fakes"
+        self.told: cluster_pb2.WatchMetadataResponse | None = None
+        self.telling = asyncio.Condition()
+        self.talking = asyncio.Event()
+        self.talking.set()
+        self.asked = asyncio.Event()  # GetMetadata
+
+    async def tell(self, told: cluster_pb2.WatchMetadataResponse) -> None:
+        """What the cluster is from now on."""
+        self.told = told
+        async with self.telling:
+            self.telling.notify_all()
 
     def create(self, name: str, partition_count: int) -> None:
         self.topics[name] = [Partition() for _ in range(partition_count)]
@@ -306,6 +319,22 @@ class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
 
     async def GetServerFeatures(self, request, context):
         return cluster_pb2.GetServerFeaturesResponse(version="fake")
+
+    async def GetMetadata(self, request, context):
+        self.broker.asked.set()
+        await self.broker.talking.wait()
+        return cluster_pb2.GetMetadataResponse(cluster_id=self.broker.cluster_id)
+
+    async def WatchMetadata(self, request, context):
+        told = self.broker.told
+        if told is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a bus of its own")
+        while True:
+            yield told
+            last = told
+            async with self.broker.telling:
+                await self.broker.telling.wait_for(lambda said=last: self.broker.told is not said)
+            told = self.broker.told
 
 
 class _Subscriber(subscriber_pb2_grpc.SubscriberServiceServicer):

@@ -21,6 +21,7 @@ from postbus import errors
 from postbus.admin import Groups, Topics
 from postbus.cluster import Cluster
 from postbus.connection import Connections
+from postbus.directory import Directory
 from postbus.lanes import BulkDelivery, Delivery
 from postbus.positions import Start, duration, start_position
 from postbus.publisher import BulkRecord, Publisher, PublisherOptions
@@ -84,6 +85,7 @@ class Client:
         client_id: str = "",
     ) -> None:
         self._connections = Connections(addresses, credentials=credentials, options=channel_options, metadata=metadata)
+        self._directory = Directory(self._connections)
         self._connect_timeout = connect_timeout
         self._client_id = client_id
         self._publishers: list[Publisher] = []
@@ -116,7 +118,7 @@ class Client:
     def publisher(self, **options: Unpack[PublisherOptions]) -> Publisher:
         """A publisher with settings of its own: see `Publisher`. `async with` flushes it at the end."""
         self._check_open()
-        publisher = Publisher(self._connections, **options)
+        publisher = Publisher(self._connections, self._directory, **options)
         self._publishers = [each for each in self._publishers if not each.closed]
         self._publishers.append(publisher)
         return publisher
@@ -281,6 +283,7 @@ class Client:
         try:
             outcomes = await asyncio.gather(*closing, return_exceptions=True)
         finally:
+            await self._directory.close()
             await self._connections.close()
         for outcome in outcomes:
             if isinstance(outcome, BaseException):

@@ -97,44 +97,59 @@ class Connections:
         self._credentials = credentials
         self._options = [*{**CHANNEL_OPTIONS, **(options or {})}.items()]
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._index = 0
+        # Of other nodes that answered: for when those that were given do not.
+        self.learned: tuple[str, ...] = ()
+        self._address = self.addresses[0]
         self._closed = False
 
     @property
     def address(self) -> str:
         """The one in use."""
-        return self.addresses[self._index]
+        return self._address
 
     @property
     def moving_delay(self) -> float:
         """Seconds to wait after a node said that it goes: with no other to go to, it must be let go first."""
-        return RETRY_DELAY_MIN if len(self.addresses) > 1 else MOVING_DELAY
+        return RETRY_DELAY_MIN if len(self.addresses) + len(self.learned) > 1 else MOVING_DELAY
 
     def rotate(self, address: str) -> None:
         """`address` failed: goes on to the next, unless somebody else did so before."""
-        if self.address == address:
-            self._index = (self._index + 1) % len(self.addresses)
+        if self._address == address:
+            known = [*self.addresses, *self.learned]
+            place = known.index(address) if address in known else -1
+            self._address = known[(place + 1) % len(known)]
 
-    def channel(self) -> grpc.aio.Channel:
-        """The channel to the address in use."""
+    def channel(self, address: str = "") -> grpc.aio.Channel:
+        """The channel to an address, or to the one in use."""
         if self._closed:
             raise errors.Closed("the client is closed")
-        channel = self._channels.get(self.address)
+        address = address or self.address
+        channel = self._channels.get(address)
         if channel is None:
             if self._credentials is None:
-                channel = grpc.aio.insecure_channel(self.address, options=self._options)
+                channel = grpc.aio.insecure_channel(address, options=self._options)
             else:
-                channel = grpc.aio.secure_channel(self.address, self._credentials, options=self._options)
-            self._channels[self.address] = channel
+                channel = grpc.aio.secure_channel(address, self._credentials, options=self._options)
+            self._channels[address] = channel
         return channel
 
+    def server_stream(
+        self, method: str, request: Message, response: Callable[[bytes], ResponseT]
+    ) -> grpc.aio.UnaryStreamCall[bytes, ResponseT]:
+        """Asks the address in use, which goes on answering."""
+        multi: Any = self.channel().unary_stream(
+            f"/postbus.v1.{method}", request_serializer=None, response_deserializer=cast(Any, response)
+        )
+        metadata = grpc.aio.Metadata(*self.metadata)
+        return cast("grpc.aio.UnaryStreamCall[bytes, ResponseT]", multi(request.SerializeToString(), metadata=metadata))
+
     def stream(
-        self, method: str, *, response: Callable[[bytes], ResponseT]
+        self, method: str, *, response: Callable[[bytes], ResponseT], address: str = ""
     ) -> grpc.aio.StreamStreamCall[bytes, ResponseT]:
-        """Opens a bidirectional stream to the address in use; requests are sent as the bytes they are."""
+        """Opens a bidirectional stream to an address, or to the one in use; requests are sent as the bytes they are."""
         multi = cast(
             "grpc.aio.StreamStreamMultiCallable[bytes, ResponseT]",
-            self.channel().stream_stream(
+            self.channel(address).stream_stream(
                 f"/postbus.v1.{method}",
                 request_serializer=None,
                 response_deserializer=cast(Any, response),

@@ -9,11 +9,14 @@ import asyncio
 from collections import deque
 from collections.abc import Generator
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from postbus import wire
 from postbus.errors import PostbusError
 from postbus.records import Published, PublishedRange
+
+if TYPE_CHECKING:
+    from postbus.sender import Sender
 
 # The broker remembers the last five batches of a producer below the high watermark: with no more in flight, a repeated
 # batch always gets its original offsets.
@@ -216,12 +219,14 @@ class Lane:
         "head",
         "identity",
         "in_flight",
+        "moving",
         "next_sequence",
         "on_wire_count",
         "open",
         "partition",
         "recovery",
         "sealed",
+        "sender",
         "topic",
     )
 
@@ -242,11 +247,14 @@ class Lane:
         self.blocked = False
         self.attempts = 0
         self.recovery: Recovery | None = None
+        # Its way to the log, and whether it waits for another one.
+        self.sender: Sender | None = None
+        self.moving = False
 
     @property
     def held(self) -> bool:
         """True: nothing may be sent now."""
-        return self.blocked or self.recovery is not None
+        return self.blocked or self.moving or self.recovery is not None
 
     def unresolved(self) -> list[OutgoingBatch]:
         """Every batch whose records somebody may be waiting for, oldest first."""

@@ -1,8 +1,10 @@
-"""How a publisher's batches reach the log: one stream, windows, answers, and what is done when something fails.
+"""How a publisher's batches reach the log: lanes, windows, answers, and what is done when something fails.
 
 Every batch carries producer id, epoch and sequence, so repeating it never appends it twice, and batches of a partition
 are only ever sent in the order of their sequences: nothing is lost, repeated or overtaken by a retry.
 
+- A lane goes straight to the node that leads it, if that is known and reachable, else to any (`directory`, `sender`).
+  It changes its way only when nothing of it is on the wire.
 - The stream broke: all that was not answered is sent again, in order, with the same sequences, to whichever address
   answers.
 - A retriable failure of one partition (no leader, too few replicas): the broker refuses later requests of that
@@ -22,36 +24,25 @@ from collections.abc import Callable
 from typing import Final
 
 import grpc
-import grpc.aio
 
 from postbus import compression, errors, wire
 from postbus.connection import Connections, backoff
+from postbus.directory import Directory
 from postbus.lanes import IN_FLIGHT_MAX, Lane, OutgoingBatch, Recovery
+from postbus.sender import Sender, Stream
 from postbus.v1 import publisher_pb2
 
 log = logging.getLogger("postbus.publisher")
 
 # The broker answers each request within 30 s, if only with a failure; more silence means a dead stream.
 ANSWER_TIMEOUT: Final = 45.0
-LEAVE_TIMEOUT: Final = 1.0
+# An answer that is so late may be slow, or the node gone without a word.
+DOUBT_AFTER: Final = 2.0
 INIT_TIMEOUT: Final = 30.0
 TICK: Final = 0.5
 # publish() gives way to the loop whenever so much was put in, so that sending goes on beside a busy publisher.
 YIELD_BYTES: Final = 128 * 1024
 WAKE_MAX: Final = 64
-
-# The stream itself was refused: trying again is no use.
-_FINAL_CODES: Final = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNIMPLEMENTED,
-    }
-)
 
 
 class Pipeline:
@@ -63,6 +54,7 @@ class Pipeline:
     def __init__(
         self,
         connections: Connections,
+        directory: Directory | None,
         *,
         acks: int,
         codec: int,
@@ -71,7 +63,9 @@ class Pipeline:
         delivery_timeout: float,
         on_missing: Callable[[str], None],
     ) -> None:
+        """directory: None: all goes to any node."""
         self._connections = connections
+        self._directory = directory
         self._acks = acks
         self._codec = codec
         self._linger = linger
@@ -85,21 +79,20 @@ class Pipeline:
         self._room_waiters: deque[asyncio.Future[None]] = deque()
 
         self._lanes: dict[tuple[str, int], Lane] = {}
-        self._outbox: deque[OutgoingBatch] = deque()
+        self._senders: dict[str, Sender] = {}
         self._unseen: deque[OutgoingBatch] = deque(maxlen=1000)
-        self._wake = asyncio.Event()
         self._idle_lanes: list[Lane] = []
         self._lingering: deque[tuple[float, Lane, OutgoingBatch]] = deque()
         self._linger_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
 
         self._identity: tuple[int, int] | None = None
-        self._stream: _Stream | None = None
-        self._correlation_id = 0
-        self._closed = False
+        self._identifying = asyncio.Lock()
+        self.closed = False
         self._fatal: errors.PostbusError | None = None
-        self._runner: asyncio.Task[None] | None = None
         self._side_tasks: set[asyncio.Task[None]] = set()
+        if directory is not None:
+            directory.add_listener(self._ways_changed)
 
     # --- filling -------------------------------------------------------------------------------------------------
 
@@ -115,6 +108,8 @@ class Pipeline:
         for key, lane in list(self._lanes.items()):
             if key[0] == topic and not (lane.in_flight or lane.sealed or lane.open):
                 del self._lanes[key]
+                if lane.sender is not None:
+                    lane.sender.lanes.pop(lane, None)
 
     def open_batch(self, lane: Lane) -> OutgoingBatch:
         """A new open batch: sealed when full, when the linger is over, or at once if nothing is in flight."""
@@ -129,8 +124,6 @@ class Pipeline:
             self._lingering.append((now + self._linger, lane, batch))
             if self._linger_timer is None:
                 self._linger_timer = self._loop.call_later(self._linger, self._seal_lingering)
-        if self._runner is None:
-            self._runner = self._loop.create_task(self._run(), name="postbus-publisher")
         if self._tick_timer is None:
             self._tick_timer = self._loop.call_later(TICK, self._tick)
         return batch
@@ -180,10 +173,57 @@ class Pipeline:
             lane.due = True
 
     def _dispatch(self, lane: Lane) -> None:
+        sender = self._place(lane)
         moved = lane.to_flight()
         if moved:
-            self._outbox.extend(moved)
-            self._wake.set()
+            sender.push(moved)
+
+    # --- ways ----------------------------------------------------------------------------------------------------
+
+    def _place(self, lane: Lane) -> Sender:
+        """The lane's way now. While it has to change, nothing more is sent; it does when all on the wire is answered:
+        a later batch must not arrive before an earlier one."""
+        wanted = "" if self._directory is None else self._directory.address(lane.topic, lane.partition)
+        sender = lane.sender
+        if sender is not None and sender.address != wanted and lane.on_wire_count:
+            lane.moving = True
+            return sender
+        lane.moving = False
+        if sender is not None and sender.address == wanted:
+            return sender
+        if sender is not None:
+            sender.lanes.pop(lane, None)
+        sender = lane.sender = self._sender(wanted)
+        sender.lanes[lane] = None
+        if not lane.held:
+            sender.push(lane.in_flight)
+        return sender
+
+    def _sender(self, address: str) -> Sender:
+        sender = self._senders.get(address)
+        if sender is None:
+            sender = self._senders[address] = Sender(self, self._connections, address, acks=self._acks)
+        return sender
+
+    def _ways_changed(self, silent: str = "") -> None:
+        """Somebody else leads, or can be reached now, or can't. silent: an address where nobody answers any more."""
+        assert self._directory is not None
+        for sender in list(self._senders.values()):
+            # What hangs at a node that is gone is answered by another.
+            stream = sender.stream
+            gone = sender.address and not self._directory.usable(sender.address)
+            if stream is not None and (gone or stream.address == silent):
+                stream.cut("nobody answers there any more")
+        for lane in list(self._lanes.values()):
+            if lane.sender is not None:
+                self._go_on(lane)
+
+    def gave_up(self, sender: Sender, *, worked: bool) -> None:
+        """A direct way failed; its lanes go to any node until it was seen again."""
+        if self._directory is not None:
+            self._directory.distrust(sender.address, worked=worked)
+        for lane in list(sender.lanes):
+            self._go_on(lane)
 
     # --- back-pressure -------------------------------------------------------------------------------------------
 
@@ -209,7 +249,7 @@ class Pipeline:
         """Raises what keeps this publisher from publishing."""
         if self._fatal is not None:
             raise self._fatal.copy()
-        if self._closed:
+        if self.closed:
             raise errors.Closed("the publisher is closed")
 
     def _release(self, size_bytes: int) -> None:
@@ -219,7 +259,7 @@ class Pipeline:
         self._wake_waiters(WAKE_MAX)
 
     def _wake_waiters(self, count: int) -> None:
-        while self._room_waiters and count and (self.buffered_bytes < self._buffer_bytes_max or self._closed):
+        while self._room_waiters and count and (self.buffered_bytes < self._buffer_bytes_max or self.closed):
             waiter = self._room_waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
@@ -243,56 +283,38 @@ class Pipeline:
 
     async def close(self) -> None:
         """Ends the stream; what is still under way fails."""
-        self._closed = True
+        self.closed = True
         self.pause_bytes = -1
+        if self._directory is not None:
+            self._directory.remove_listener(self._ways_changed)
         for timer in (self._linger_timer, self._tick_timer):
             if timer is not None:
                 timer.cancel()
         self._linger_timer = self._tick_timer = None
-        tasks = [*self._side_tasks, *([self._runner] if self._runner else [])]
+        tasks = [*self._side_tasks, *(sender.task for sender in self._senders.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._fail_all(errors.Closed("the publisher was closed before this was acknowledged"))
+        self.fail_all(errors.Closed("the publisher was closed before this was acknowledged"))
         self._wake_waiters(len(self._room_waiters))
 
-    # --- the stream ----------------------------------------------------------------------------------------------
+    # --- what senders ask and tell ---------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        attempt = 0
-        while True:
-            while not any(lane.in_flight for lane in self._lanes.values()):
-                self._wake.clear()
-                await self._wake.wait()
-            address = self._connections.address
-            stream: _Stream | None = None
-            try:
-                if self._identity is None:
-                    self._identity = await self._new_identity()
-                stream = _Stream(self._connections, address)
-                failure = await self._serve(stream)
-            except errors.PostbusError as error:
-                failure = error
-            except Exception as error:
-                log.exception("the publisher's loop failed")
-                self._fatal = errors.PostbusError(f"the publisher failed: {error!r}")
-                self._fail_all(self._fatal)
-                self.pause_bytes = -1
-                return
-            if stream is not None and stream.answers:
-                attempt = 0
-            if failure is None:
-                # A deliberate end: the next stream at once, unless the node asked for it.
-                if stream is not None and stream.draining:
-                    await asyncio.sleep(self._connections.moving_delay)
-                continue
-            self._connections.rotate(address)
-            if failure.code in _FINAL_CODES:
-                self._fail_all(failure)
-            attempt += 1
-            delay = max(backoff(attempt), failure.retry_after or 0.0)
-            log.info("publish stream to %s ended (%s); again in %.2f s", address, failure, delay)
-            await asyncio.sleep(delay)
+    async def ensure_identity(self) -> None:
+        """There is one when this returns."""
+        async with self._identifying:
+            if self._identity is None:
+                self._identity = await self._new_identity()
+
+    def identity_of(self, lane: Lane) -> tuple[int, int]:
+        """(producer id, epoch) of what is sent for it."""
+        return lane.identity or self._identity or (0, 0)
+
+    def fail(self, cause: errors.PostbusError) -> None:
+        """Nothing can be published any more."""
+        self._fatal = cause
+        self.pause_bytes = -1
+        self.fail_all(cause)
 
     async def _new_identity(self) -> tuple[int, int]:
         # Always a new id: when an outcome is unknown, an id must not be asked for again.
@@ -304,103 +326,9 @@ class Pipeline:
         )
         return answer.id, answer.epoch
 
-    async def _serve(self, stream: _Stream) -> errors.PostbusError | None:
-        """Sends and reads until the stream ends: with None where we left it ourselves."""
-        self._stream = stream
-        # All that is in flight goes (again), each lane in order, with the sequences that it has.
-        self._outbox = deque(
-            batch for lane in self._lanes.values() if not lane.held for batch in lane.in_flight if not batch.on_wire
-        )
-        reader = self._loop.create_task(self._read(stream), name="postbus-publisher-acks")
-        reader.add_done_callback(lambda _: self._wake.set())
-        try:
-            await self._write(stream, reader)
-            if stream.leaving and not reader.done():
-                await stream.call.done_writing()
-                await asyncio.wait({reader}, timeout=LEAVE_TIMEOUT)
-            elif not reader.done():
-                await asyncio.wait({reader}, timeout=LEAVE_TIMEOUT)  # The reader knows why writing failed.
-        finally:
-            stream.call.cancel()
-            reader.cancel()
-            (outcome,) = await asyncio.gather(reader, return_exceptions=True)
-            if isinstance(outcome, Exception):
-                log.error("reading acknowledgements failed", exc_info=outcome)
-            self._stream = None
-            self._stream_ended()
-        if stream.leaving:
-            return None
-        return stream.failure or errors.Unavailable(
-            f"{stream.address}: the stream ended", code=grpc.StatusCode.UNAVAILABLE, retriable=True
-        )
-
-    async def _write(self, stream: _Stream, reader: asyncio.Task[None]) -> None:
-        call = stream.call
-        while not reader.done() and not stream.leaving:
-            if not self._outbox:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            batch = self._outbox.popleft()
-            lane = batch.lane
-            if not lane.may_send(batch):
-                continue  # Its turn comes again when the lane is free; or its fate is known.
-            self._correlation_id += 1
-            producer_id, epoch = lane.identity or self._identity or (0, 0)
-            assert producer_id, "the identity is there before the stream"
-            message = wire.stream_request(
-                correlation_id=self._correlation_id,
-                head=lane.head,
-                batch=batch.payload,
-                tail=wire.request_tail(
-                    acks=self._acks, producer_id=producer_id, producer_epoch=epoch, sequence=batch.sequence
-                ),
-            )
-            batch.on_wire = True
-            batch.sent_time = self._loop.time()
-            lane.on_wire_count += 1
-            stream.sent[self._correlation_id] = batch
-            try:
-                await call.write(message)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-                return
-            except asyncio.CancelledError:
-                if call.done():  # grpc.aio tells a writer of the end so; being cancelled looks the same.
-                    task = asyncio.current_task()
-                    if task is not None and not getattr(task, "cancelling", lambda: 0)() and not self._closed:
-                        return
-                raise
-
-    async def _read(self, stream: _Stream) -> None:
-        try:
-            while True:
-                response = await stream.call.read()
-                if response is grpc.aio.EOF:
-                    break
-                assert isinstance(response, publisher_pb2.PublishStreamResponse)
-                for ack in response.acks:
-                    self._answered(stream, ack)
-                if response.HasField("draining"):
-                    log.info("%s is going away: moving on", stream.address)
-                    self._connections.rotate(stream.address)
-                    stream.draining = True
-                    self._leave(stream)
-            code = await stream.call.code()
-            if code is not grpc.StatusCode.OK:
-                stream.failure = errors.from_status(
-                    code, await stream.call.details() or "", list(await stream.call.trailing_metadata() or ())
-                )
-        except grpc.aio.AioRpcError as error:
-            stream.failure = errors.from_rpc(error)
-        if stream.failure is not None and not stream.failure.reason:
-            stream.failure.message = f"{stream.address}: {stream.failure.message}"
-
-    def _leave(self, stream: _Stream) -> None:
-        stream.leaving = True
-        self._wake.set()
-
-    def _stream_ended(self) -> None:
-        for lane in self._lanes.values():
+    def stream_ended(self, sender: Sender) -> None:
+        """What it had on the wire is not answered any more."""
+        for lane in list(sender.lanes):
             for batch in lane.in_flight:
                 if batch.on_wire:
                     batch.on_wire = False
@@ -412,7 +340,8 @@ class Pipeline:
 
     # --- answers -------------------------------------------------------------------------------------------------
 
-    def _answered(self, stream: _Stream, ack: publisher_pb2.PublishAck) -> None:
+    def answered(self, sender: Sender, stream: Stream, ack: publisher_pb2.PublishAck) -> None:
+        """One request's fate."""
         batch = stream.sent.pop(ack.correlation_id, None)
         if batch is None or not batch.on_wire:
             return
@@ -424,7 +353,7 @@ class Pipeline:
             ranges = ack.result.ranges
             self._succeeded(batch, base_offset=ranges[0].base_offset if ranges else -1)
         else:
-            self._failed(stream, batch, errors.from_failure(ack.failure))
+            self._failed(sender, batch, errors.from_failure(ack.failure))
         self._go_on(lane)
 
     def _succeeded(self, batch: OutgoingBatch, *, base_offset: int) -> None:
@@ -433,7 +362,7 @@ class Pipeline:
         lane.attempts = 0
         self._settle(batch, base_offset=base_offset)
 
-    def _failed(self, stream: _Stream, batch: OutgoingBatch, failure: errors.PostbusError) -> None:
+    def _failed(self, sender: Sender, batch: OutgoingBatch, failure: errors.PostbusError) -> None:
         lane = batch.lane
         reason = failure.reason
         if reason == "DUPLICATE_SEQUENCE":
@@ -441,7 +370,7 @@ class Pipeline:
         elif reason == "PREDECESSOR_FAILED":
             # Not appended; goes again behind its predecessor, on the next stream.
             if not lane.held:
-                self._leave(stream)
+                sender.leave()
         elif reason in {"PRODUCER_UNKNOWN", "SEQUENCE_GAP"} and lane.recovery is not None:
             pass  # As expected behind a refused batch; it is sent again with a new number.
         elif reason in ("PRODUCER_UNKNOWN", "SEQUENCE_GAP"):
@@ -454,7 +383,7 @@ class Pipeline:
                 delay = max(backoff(lane.attempts), failure.retry_after or 0.0)
                 log.info("%s/%d: %s; again in %.2f s", lane.topic, lane.partition, failure, delay)
                 self._loop.call_later(delay, self._unblock, lane)
-            self._leave(stream)
+            sender.leave()
         else:
             was_unknown = batch.outcome_unknown
             lane.leave_flight(batch)
@@ -467,9 +396,7 @@ class Pipeline:
             if isinstance(failure, errors.NotFound):
                 self._on_missing(lane.topic)
             if isinstance(failure, errors.ProducerFenced):
-                self._fatal = failure
-                self.pause_bytes = -1
-                self._fail_all(failure)
+                self.fail(failure)
 
     def _settle(self, batch: OutgoingBatch, *, base_offset: int = -1, error: errors.PostbusError | None = None) -> None:
         if not batch.resolve(base_offset=base_offset, error=error):
@@ -480,20 +407,21 @@ class Pipeline:
 
     def _unblock(self, lane: Lane) -> None:
         lane.blocked = False
-        if self._closed:
+        if self.closed:
             return
         self._expire(lane)
         # On the stream that the failure happened on, the broker would refuse; the next one starts with all lanes.
-        if self._stream is not None and not self._stream.leaving and lane.recovery is None:
-            self._outbox.extend(batch for batch in lane.in_flight if not batch.on_wire)
-        self._wake.set()
+        sender = self._place(lane)
+        if sender.stream is not None and not sender.stream.leaving and not lane.held:
+            sender.push(batch for batch in lane.in_flight if not batch.on_wire)
+        sender.wake()
         self._go_on(lane)
 
     def _go_on(self, lane: Lane) -> None:
         """After any change of a lane: ends a recovery that can end, and sends what may be sent."""
         recovery = lane.recovery
         if recovery is not None:
-            if lane.on_wire_count or recovery.started or self._closed:
+            if lane.on_wire_count or recovery.started or self.closed:
                 return
             if recovery.sequence is None:
                 recovery.started = True
@@ -509,9 +437,8 @@ class Pipeline:
     def _resume(self, lane: Lane, sequence: int) -> None:
         lane.renumber(sequence)
         lane.recovery = None
-        if not lane.blocked:
-            self._outbox.extend(lane.in_flight)
-            self._wake.set()
+        if not lane.held:
+            self._place(lane).push(lane.in_flight)
 
     async def _renew(self, lane: Lane, cause: errors.PostbusError) -> None:
         """Gives a lane an identity of its own, after the broker lost what it knew of the old one."""
@@ -543,14 +470,15 @@ class Pipeline:
         self._tick_timer = None
         for lane in self._lanes.values():
             self._expire(lane)
-        stream = self._stream
-        if stream is not None and stream.sent:
-            oldest = next(iter(stream.sent.values()))
-            if oldest.on_wire and self._loop.time() - oldest.sent_time > ANSWER_TIMEOUT:
-                stream.failure = errors.Unavailable(
-                    f"{stream.address}: no answer for {ANSWER_TIMEOUT:g} s", code=grpc.StatusCode.UNAVAILABLE
-                )
-                stream.call.cancel()
+        for sender in self._senders.values():
+            stream = sender.stream
+            if stream is not None and stream.sent:
+                oldest = next(iter(stream.sent.values()))
+                late = self._loop.time() - oldest.sent_time if oldest.on_wire else 0.0
+                if late > ANSWER_TIMEOUT:
+                    stream.cut(f"no answer for {ANSWER_TIMEOUT:g} s")
+                elif late > DOUBT_AFTER and self._directory is not None:
+                    self._directory.doubt(stream.address)
         if self.buffered_bytes or any(lane.in_flight for lane in self._lanes.values()):
             self._tick_timer = self._loop.call_later(TICK, self._tick)
 
@@ -587,7 +515,8 @@ class Pipeline:
             outcome_unknown=outcome_unknown,
         )
 
-    def _fail_all(self, cause: errors.PostbusError) -> None:
+    def fail_all(self, cause: errors.PostbusError) -> None:
+        """All that is under way fails."""
         for lane in self._lanes.values():
             if lane.open is not None:
                 self.seal(lane)
@@ -605,18 +534,3 @@ class Pipeline:
             lane.in_flight.clear()
             lane.sealed.clear()
             self._go_on(lane)
-
-
-class _Stream:
-    """One PublishStream call, and what is open on it."""
-
-    def __init__(self, connections: Connections, address: str) -> None:
-        self.address = address
-        self.call = connections.stream(
-            "PublisherService/PublishStream", response=publisher_pb2.PublishStreamResponse.FromString
-        )
-        self.sent: dict[int, OutgoingBatch] = {}
-        self.answers = 0
-        self.leaving = False
-        self.draining = False
-        self.failure: errors.PostbusError | None = None

@@ -26,6 +26,7 @@ from postbus.v1 import publisher_pb2, topic_pb2
 
 if TYPE_CHECKING:
     from postbus.connection import Connections
+    from postbus.directory import Directory
 
 log = logging.getLogger("postbus.publisher")
 
@@ -56,6 +57,7 @@ class PublisherOptions(TypedDict, total=False):
     buffer_bytes_max: int
     delivery_timeout: float
     metadata_max_age: float
+    direct: bool
 
 
 class Publisher:
@@ -70,11 +72,14 @@ class Publisher:
     buffer_bytes_max: held for records whose fate is open; above it `publish` waits.
     delivery_timeout: seconds until a record that could not be delivered fails with Timeout.
     metadata_max_age: seconds until added partitions are noticed.
+    direct: records go straight to the nodes that lead their partitions, where these can be reached; False: all go to
+        the node that the client is connected to, which forwards them.
     """
 
     def __init__(
         self,
         connections: Connections,
+        directory: Directory,
         *,
         acks: str = "all",
         compression: str | None = None,
@@ -83,6 +88,7 @@ class Publisher:
         buffer_bytes_max: int = 32 * 1024 * 1024,
         delivery_timeout: float = 120.0,
         metadata_max_age: float = 60.0,
+        direct: bool = True,
     ) -> None:
         if acks not in ACKS:
             raise errors.InvalidArgument(f"acks {acks!r} is none of: {', '.join(ACKS)}", field="acks")
@@ -106,6 +112,7 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._pipeline = Pipeline(
             connections,
+            directory if direct else None,
             acks=ACKS[acks],
             codec=codecs.codec(compression),
             linger=linger,
