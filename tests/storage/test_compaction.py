@@ -1,6 +1,7 @@
 """Log compaction: of each key the newest record stays, where it was; nothing else is ever missed, or seen twice."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -165,6 +166,56 @@ async def test_a_tombstone_goes_when_nobody_can_miss_it(open_store: OpenStore) -
     log.replicated_offset = 3
     await compacted(log, now_us=late_us)
     assert [rec.offset for rec in await contents(log)] == [2]
+
+
+async def test_a_tombstone_never_goes_before_what_it_deletes(open_store: OpenStore) -> None:
+    """However late the first pass comes, and wherever it is cut short: the record would be back."""
+    store = await open_store(tail_bytes_max=0)
+    log = store.create_log(1)
+    put(log, (b"a", b"1"))
+    put(log, (b"a", None))
+    put(log, (b"z", b"end"))
+    await settled(log)
+    late_us = 2 * KEEP_TOMBSTONES_S * SECOND_US
+    for chunks in range(1, 8):
+        pauses = 0
+
+        async def pause(seconds: float) -> None:
+            nonlocal pauses
+            pauses += 1
+            if pauses == chunks:  # noqa: B023 - used within this round
+                raise InterruptedError
+
+        with contextlib.suppress(InterruptedError):
+            await log.compact(late_us, replace(QUICK, chunk_bytes_max=1), pause=pause, force=True)
+        await log.barrier()
+        if log.compacted_offset:
+            break
+        assert 1 in [rec.offset for rec in await contents(log)]
+    assert log.compacted_offset == 3
+    assert [rec.offset for rec in await contents(log)] == [1, 2]
+
+
+async def test_sizes_and_positions_stay_right(open_store: OpenStore, clock: ManualClock) -> None:
+    """What is left below a batch that shrank is counted right, by retention and by the doctor too."""
+    store = await open_store(tail_bytes_max=0)
+    log = store.create_log(1)
+    for key in (b"lower", b"upper", b"upper", b"end"):
+        put(log, (key, b"x" * 1000), (key + b"2", b"y" * 100))
+    await settled(log)
+    await compacted(log)
+    assert [rec.offset for rec in await contents(log)] == [0, 1, 4, 5, 6, 7]
+    sizes = [len(batch.envelope) for batch in await log.read(0, end_offset=8, max_bytes=MIB)]
+    assert log.size_bytes == sum(sizes)
+    assert await log.apply_retention(clock.wall_us(), None, sum(sizes)) == 0
+    assert await log.apply_retention(clock.wall_us(), None, sum(sizes) - 1) == 4
+    assert log.size_bytes == sum(sizes[1:])
+    log.trim(5)
+    await log.settle(clock.wall_us())
+    assert log.size_bytes == sum(sizes[1:])
+    log.trim(6)
+    await log.settle(clock.wall_us())
+    assert log.size_bytes == sum(sizes[2:])
 
 
 async def test_expired_tombstones_are_reason_enough_for_a_pass(open_store: OpenStore) -> None:

@@ -111,6 +111,14 @@ async def test_epochs_tell_where_two_logs_part(pair: tuple[PartitionLog, Partiti
     assert (leader.last_epoch, empty.last_epoch, empty.end_offset_for_epoch(9)) == (3, -1, (-1, 0))
 
 
+async def test_an_epoch_goes_with_its_first_record(pair: tuple[PartitionLog, PartitionLog]) -> None:
+    log, _ = pair
+    assert await log.truncate(60) == 60
+    assert log.leader_epochs == [(1, 0), (3, 50)]
+    assert await log.truncate(50) == 50
+    assert log.leader_epochs == [(1, 0)]
+
+
 async def test_a_truncation_takes_back_all_that_follows_from_the_log(
     open_store: OpenStore, pair: tuple[PartitionLog, PartitionLog], store: LogStore
 ) -> None:
@@ -120,6 +128,7 @@ async def test_a_truncation_takes_back_all_that_follows_from_the_log(
     assert await log.truncate(47) == 40, "the start of the batch"
     assert (log.end_offset, log.durable_end_offset, log.written_end_offset) == (40, 40, 40)
     assert log.read_tail(40, end_offset=50, max_bytes=1) == []
+    assert log.request_ids.find(b"r1", now_us=10) == ()
     await store.close()
     log = (await open_store()).log(1)
     await log.load_request_ids()
