@@ -153,7 +153,8 @@ class Controller:
             self._propose(UnfenceNode(node_id=node.node_id, broker_epoch=node.broker_epoch))
             self._unfenced_at[node.node_id] = self._clock.monotonic()
             log.info("node_unfenced", node=node.node_id, broker_epoch=node.broker_epoch)
-        return NodeHeartbeatAnswer(fenced=node.fenced, index=self._metadata_log.state.index).SerializeToString()
+        # With what is proposed: it may be what puts others in this node's place.
+        return NodeHeartbeatAnswer(fenced=node.fenced, index=self._metadata_log.decided.index).SerializeToString()
 
     # --- timers ---
 

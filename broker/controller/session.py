@@ -26,7 +26,7 @@ from broker.controller.metadata_log import CallsToNodes, MetadataLog
 from broker.controller.state import ClusterState, PartitionState
 from broker.errors import PostbusError, Reason
 from broker.peers.calls import PeerUnreachable
-from broker.stubs.controller_pb2 import NodeHeartbeat
+from broker.stubs.controller_pb2 import NodeHeartbeat, NodeHeartbeatAnswer
 
 log = structlog.get_logger(__name__)
 
@@ -221,7 +221,7 @@ class NodeSession:
             controller_id, HEARTBEAT, heartbeat.SerializeToString(), timeout_s=self._settings.answer_s
         )
         try:
-            await call
+            answer = NodeHeartbeatAnswer.FromString(await call)
         except (PeerUnreachable, TimeoutError):
             return False
         except PostbusError as error:
@@ -231,6 +231,10 @@ class NodeSession:
                 self.broker_epoch = 0
                 self._answered_at = None
                 self._tell()
+            return False
+        # A node that was silent may have been replaced meanwhile: before it knows what the controller knew when it
+        # answered, the answer says nothing of what it leads.
+        if not await self._metadata_log.wait_applied(answer.index, timeout_s=self._settings.answer_s):
             return False
         self._answered_at = sent_at
         self._expire_later()
