@@ -223,6 +223,7 @@ class GrpcTransport:
         async def handle(_requests: object, context: Any) -> None:
             try:
                 peer = self._identity.check(context.invocation_metadata() or ())
+                self._refuse_second(peer)
             except PeerRefused as refused:
                 # The port is another one each time.
                 address = context.peer().rpartition(":")[0]
@@ -236,6 +237,17 @@ class GrpcTransport:
             await self._run_accepted(GrpcLink(peer, service, self._settings.link), accept, context)
 
         return handle
+
+    def _refuse_second(self, peer: PeerId) -> None:
+        """A disk that was replaced comes when the node with the one before is gone; while that is connected, there are
+        two of them."""
+        for link in self._links:
+            if link.peer.node_id == peer.node_id and link.peer.store_id not in ("", peer.store_id) and not link.over:
+                raise PeerRefused(
+                    "same_node_id",
+                    f"there are two nodes {peer.node_id}: the one with store {link.peer.store_id} is connected, another"
+                    f" one came with store {peer.store_id}; give it a node_id of its own, or stop the other",
+                )
 
     async def _run_accepted(self, link: GrpcLink, accept: Callable[[Link], LinkHandler], context: Any) -> None:
         loop = asyncio.get_running_loop()

@@ -231,6 +231,29 @@ async def test_a_wrong_peer_is_refused_and_both_sides_say_why(
     assert second.accepted.empty()
 
 
+async def test_a_second_node_under_an_id_is_refused_while_the_first_is_connected(make: Any) -> None:
+    """And let in once that is gone: then it is the same node with a new disk."""
+    second = await make(2)
+    first = await make(1, second)
+    _, end = first.open(2)
+    await second.accepted.get()
+    impostor = await make(1, second, store_id="another disk")
+    with capture_logs() as logs:
+        _, refused = impostor.open(2)
+        await refused.over.wait()
+    assert {line["kind"] for line in logs} == {"same_node_id", "refused_there"}
+    assert all("there are two nodes 1" in line["why"] for line in logs)
+    assert not end.over.is_set() and second.accepted.empty()
+    await first.transport.stop()
+    opened: asyncio.Task[End] | None = None
+    while opened is None or not opened.done():
+        _, end = impostor.open(2)
+        opened = opened or asyncio.create_task(second.accepted.get())
+        await asyncio.wait({opened, asyncio.create_task(end.over.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    far = opened.result()
+    assert far.link is not None and far.link.peer == PeerId(1, "another disk")
+
+
 async def test_an_address_that_is_another_nodes_is_refused(make: Any) -> None:
     third = await make(3)
     first = await make(1)
