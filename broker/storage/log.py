@@ -376,6 +376,9 @@ class PartitionLog:
         if cut.end_position is not None:
             state.end_position = cut.end_position
             state.start_position = min(state.start_position, cut.end_position)
+        if cut.end_offset <= state.index_deleted_offset:
+            # Nothing is left: as after a reset, the leader's next batch may begin before the log start.
+            state.batches_deleted_offset = state.index_deleted_offset = end_offset
         state.leader_epochs[:] = [epoch for epoch in state.leader_epochs if epoch[1] < cut.end_offset]
         state.high_watermark = min(state.high_watermark, end_offset)
         state.compacted_offset = min(state.compacted_offset, end_offset)

@@ -270,7 +270,7 @@ class LogMachine(RuleBasedStateMachine):
             if total > bytes_max and kept < self.end:
                 break
             kept = batch.base_offset
-        else:
+        if total <= bytes_max:
             kept = self.start  # all of it fits
         if self.start < self.end:
             self.start = max(self.start, kept)
