@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from broker.cli import exits
-from broker.cli.dev_folder import DevError, Plan, plan
+from broker.cli.dev_folder import DevError, Plan, hold, plan
 from broker.cli.dev_nodes import NodeProcess, Phase
 from broker.cli.dev_screen import make_screen
 from broker.cli.dev_view import TOPICS_SHOWN, Process, View, view
@@ -60,6 +60,7 @@ def dev(
     """Starts a cluster on this machine and shows what it does."""
     flags = [part for name, value in pairs(setting, "NAME") for part in (f"--{name.replace('_', '-')}", value)]
     try:
+        hold(data_dir)  # until this process ends
         planned = plan(data_dir, nodes=nodes, client_port=client_port)
     except DevError as error:
         exits.fail(str(error), exits.FAILED)
@@ -171,16 +172,20 @@ class _Dev:
         return metadata, partitions
 
     def _guide(self) -> str:
-        port = self._plan.ports[1].client
-        command = called_as() + ("" if port == 7070 else f" -a localhost:{port}")
+        command, count = called_as(), len(self._nodes)
         return "\n".join(
             (
                 "",
-                f"  {len(self._nodes)} nodes are one bus; any of them serves everything. In a second terminal:",
+                "  One node is a bus."
+                if count == 1
+                else f"  {count} nodes are one bus; any of them serves everything.",
+                "  In a second terminal:",
+                # All of them, so that what is tried next still answers when one of them is killed.
+                f"    export POSTBUS_ADDRESS={','.join(self._plan.addresses)}",
                 f"    {command} publish greetings hello --create",
                 f"    {command} subscribe greetings",
                 f"    {command} cluster health",
-                f"  Kill one: kill -9 {self._nodes[1].pid}. Ctrl-C stops all.",
+                f"  Kill {'it' if count == 1 else 'one'}: kill -9 {self._nodes[1].pid}. Ctrl-C stops all.",
                 "",
             )
         )

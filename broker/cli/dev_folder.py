@@ -3,7 +3,9 @@
 A cluster that comes back under other ports or another name would not find itself again.
 """
 
+import fcntl
 import json
+import os
 import secrets
 import socket
 from dataclasses import asdict, dataclass, replace
@@ -60,6 +62,26 @@ class Plan:
     def log_path(self, node_id: int) -> Path:
         """What the node logs, of this start and the one before."""
         return self.folder / "logs" / f"node-{node_id}.log"
+
+
+def hold(folder: Path) -> int:
+    """Keeps a second `dev` out of the folder for as long as the descriptor that this returns is open. Raises DevError.
+
+    It would find the ports taken, choose others, and write them down for nodes that then can't start.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise DevError(f"{folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise DevError(
+            f"the cluster in {folder} runs already; stop that one first, or name another folder with --data-dir"
+        ) from None
+    return descriptor
 
 
 def plan(folder: Path, *, nodes: int, client_port: int | None) -> Plan:

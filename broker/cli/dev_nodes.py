@@ -93,7 +93,7 @@ class NodeProcess:
         if self.phase is Phase.STOPPING:
             self._enter(Phase.STOPPED, f"node {self.node_id} stopped")
         else:
-            self._enter(Phase.DEAD, f"node {self.node_id} died: {self.how_it_ended(code)}")
+            self._enter(Phase.DEAD, f"node {self.node_id} {self.how_it_ended(code)}")
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
@@ -126,9 +126,9 @@ class NodeProcess:
     def how_it_ended(self, code: int) -> str:
         """For people."""
         if self.failure:
-            return self.failure
+            return f"could not start: {self.failure}"
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"{how}; its log is {self._log_path}"
+        return f"died: {how}; its log is {self._log_path}"
 
     def stop(self) -> None:
         """Gracefully."""

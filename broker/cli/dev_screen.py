@@ -109,9 +109,9 @@ def _tables(shown: View) -> "RenderableType":
         parts += ["", topics]
     if shown.topics_hidden:
         parts.append(f"and {shown.topics_hidden} more topics")
-    if not shown.answered:
+    if shown.silent:
         parts += ["", Text("no node answers", style="red")]
-    elif shown.controller is None:
+    elif shown.answered and shown.controller is None:
         parts += ["", Text("there is no controller", style="red")]
     return Group(*parts)
 

@@ -60,10 +60,15 @@ class View:
         """All nodes are at work under a controller."""
         return self.controller is not None and all(node.state in ("active", "elsewhere") for node in self.nodes)
 
+    @property
+    def silent(self) -> bool:
+        """Nobody answers, though somebody should by now."""
+        return not self.answered and any(node.state != "starting" for node in self.nodes)
+
     def lines(self) -> list[str]:
         """What is worth a line when it changes: who leads and what is in sync, not how many records there are."""
         if not self.answered:
-            return ["no node answers"]
+            return ["no node answers"] if self.silent else []
         controller = "there is no controller" if self.controller is None else f"controller: node {self.controller}"
         return [
             controller,

@@ -74,7 +74,10 @@ async def test_a_node_starts_is_ready_and_stops_as_asked(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("how", "says"),
-    [("fails", "node 7 died: the port is taken"), ("usage", "node 7 died: node_id: should be a number")],
+    [
+        ("fails", "node 7 could not start: the port is taken"),
+        ("usage", "node 7 could not start: node_id: should be a number"),
+    ],
 )
 async def test_a_node_that_can_not_start_says_why_and_is_not_tried_again(tmp_path: Path, how: str, says: str) -> None:
     node = Node(tmp_path, how, restart=True)
@@ -152,13 +155,16 @@ def test_three_nodes_are_one_bus_survive_a_kill_and_are_there_again(
     start_dev: Any, cli_of: Any, tmp_path: Path
 ) -> None:
     running = start_dev(cli_of)
+    named = _until(running, "export POSTBUS_ADDRESS=").split("=")[1].strip()
     guide = _until(running, "Kill one")
     addresses = [f"127.0.0.1:{ports['client']}" for ports in _plan(tmp_path / "c")["ports"].values()]
     assert cli_of(addresses[0])("publish", "greetings", "hello", "--create").code == 0
     os.kill(int(guide.split("kill -9 ")[1].split(".")[0]), signal.SIGKILL)
     _until(running, "node 1 died: killed by SIGKILL")
     _until(running, "12 of 18 replicas in sync")
-    assert cli_of(addresses[1]).ok("subscribe", "greetings", "--count", "1") == "hello\n"
+    second = cli_of("")("dev", "--data-dir", str(tmp_path / "c"), "--client-port", "0")
+    assert second.code == 1 and "runs already" in second.err
+    assert cli_of(named).ok("subscribe", "greetings", "--count", "1") == "hello\n"
     running.interrupt()
     _until(running, "node 3 stopped")
     assert running.finish().code == 0

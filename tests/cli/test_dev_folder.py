@@ -1,5 +1,6 @@
 """What `postbus dev` keeps, and which ports it takes."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.cli import dev_folder
-from broker.cli.dev_folder import DevError, Ports, plan
+from broker.cli.dev_folder import DevError, Ports, hold, plan
 from broker.config import load
 
 
@@ -66,6 +67,14 @@ def test_its_flags_are_settings_that_work_together(tmp_path: Path, taken: set[in
         pairs = zip(flags[::2], flags[1::2], strict=True)
         settings = load({name.removeprefix("--").replace("-", "_"): value for name, value in pairs})
         assert settings.peer_endpoint(1) == f"127.0.0.1:{planned.ports[node_id].peer}"
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    descriptor = hold(tmp_path / "c")
+    with pytest.raises(DevError, match="runs already"):
+        hold(tmp_path / "c")
+    os.close(descriptor)
+    os.close(hold(tmp_path / "c"))
 
 
 def test_free_ports_differ_and_are_kept(tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ def test_while_nobody_answers_the_last_topics_stay() -> None:
     assert shown.lines() == ["no node answers"]
 
 
+def test_nodes_that_are_only_starting_need_not_answer() -> None:
+    starting = {node_id: Process("starting", each.address, each.pid) for node_id, each in PROCESSES.items()}
+    assert view(starting, None, {}).lines() == []
+
+
 def test_a_partition_without_a_leader_is_seen() -> None:
     metadata = FakeCluster().metadata
     metadata.topics[0].partitions[1].ClearField("leader_node_id")
