@@ -525,6 +525,7 @@ def bus_settings(settings: Settings, defaults: TopicDefaults, *, client_endpoint
             isr=IsrSettings(replica_lag_time_ms=_ms(settings.replica_lag_seconds)),
             credit_bytes=settings.pull_credit_bytes,
             catch_up_credit_bytes=settings.catch_up_credit_bytes,
+            catch_up_bytes_per_s=settings.catch_up_bytes_per_second or 0,
         ),
         coordinator=CoordinatorSettings(
             member_resume_ms=_ms(settings.member_resume_seconds),
