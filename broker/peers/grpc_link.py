@@ -6,13 +6,14 @@ fifty microseconds whatever its size, so that all that has queued up while one w
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from broker.peers import wire
 from broker.peers.links import MESSAGE_BYTES_MAX, LinkHandler, PeerId
 from broker.stubs import peers_pb2
 
@@ -96,32 +97,39 @@ class GrpcLink:
 
     def _take_frame(self) -> tuple[bytes, int]:
         queue = self._queue
-        messages = [queue.popleft()]
-        size_bytes = len(messages[0])
-        while queue and size_bytes + len(queue[0]) <= self._settings.frame_bytes:
+        fields: list[bytes] = []
+        size_bytes = 0
+        while queue and (not fields or size_bytes + len(queue[0]) <= self._settings.frame_bytes):
             message = queue.popleft()
-            messages.append(message)
+            fields += (wire.head(wire.FIELD_1, len(message)), message)  # a PeerFrame's `messages`
             size_bytes += len(message)
-        return peers_pb2.PeerFrame(messages=messages).SerializeToString(), size_bytes
+        return b"".join(fields), size_bytes
 
     def received(self, frame: bytes) -> None:
         """Hands out what a frame holds. Garbage ends the link."""
-        try:
-            parsed = peers_pb2.PeerFrame.FromString(frame)
-        except DecodeError:
-            log.warning("peer_garbage", peer=self.peer.node_id, service=self.service, bytes=len(frame))
-            self.close()
-            return
+        messages: Iterable[bytes]
+        last = False
+        sole = wire.sole_field(frame, wire.FIELD_1)  # as all that are large are
+        if sole is not None:
+            messages = (sole,)
+        else:
+            try:
+                parsed = peers_pb2.PeerFrame.FromString(frame)
+            except DecodeError:
+                log.warning("peer_garbage", peer=self.peer.node_id, service=self.service, bytes=len(frame))
+                self.close()
+                return
+            messages, last = parsed.messages, parsed.last
         received = self.handler.received
         try:
-            for message in parsed.messages:
+            for message in messages:
                 if self.closing or self.over:
                     return
                 received(message)
         except Exception:  # a bug in the handler must not look like a peer that says nothing
             log.exception("peer_handler_failure", peer=self.peer.node_id, service=self.service)
             self.close()
-        self.closed_there = parsed.last
+        self.closed_there = last
 
     def end(self) -> None:
         """The stream is over, or as good as: tells the handler, once."""

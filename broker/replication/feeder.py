@@ -1,9 +1,10 @@
 """The leader's side of replication: sends followers what is appended, as soon as it is appended.
 
 Owns the "pull" links that followers open, and for each of their partitions how far it was sent. Batches go out before
-the own fsync, several partitions to a message, within the follower's credit; a change of the high watermark, of the log
-start or of what all replicas have goes out in the same turn of the loop. It decides nothing: what a follower reports
-goes to the partition.
+the own fsync, several partitions to a message, within the follower's credit. A change of the high watermark, of the log
+start or of what all replicas have travels with the next batches, or alone after a moment: a message costs both ends as
+much as a record, and nobody's acknowledgement waits for this one. It decides nothing: what a follower reports goes to
+the partition.
 
 Each link has two lanes with a credit each: one for followers in sync, one for those that catch up (behind the tail, or
 new), which may be throttled and read from disk one partition at a time, so that they take nothing from the others.
@@ -12,13 +13,14 @@ new), which may be throttled and read from disk one partition at a time, so that
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from broker.clock import Clock
+from broker.peers import wire
 from broker.peers.links import Link, Transport
 from broker.replication.follower import check_fetch
 from broker.replication.settings import ReplicationSettings
@@ -80,10 +82,18 @@ class Feed:
         self.alive = True
 
     def wake(self) -> None:
-        """There is something to send, or to say."""
+        """There is something to send."""
         if not self.queued:
             self.queued = True
             self.link.queue(self)
+        self.link.send_now()
+
+    def wake_later(self) -> None:
+        """There is something to say, which may travel with what is sent next."""
+        if not self.queued:
+            self.queued = True
+            self.link.queue(self)
+            self.link.send_soon()
 
 
 class Throttle:
@@ -211,6 +221,7 @@ class _FollowerLink:
         self._lanes = (self._live, self._catching_up)
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._news: asyncio.TimerHandle | None = None
         self._closed = False
 
     # --- LinkHandler
@@ -267,8 +278,9 @@ class _FollowerLink:
     def end(self) -> list[asyncio.Task[None]]:
         """Sends nothing any more."""
         self._link.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._news):
+            if timer is not None:
+                timer.cancel()
         readers = [lane.reader for lane in self._lanes if lane.reader is not None]
         for reader in readers:
             reader.cancel()
@@ -290,12 +302,25 @@ class _FollowerLink:
         """It has something to send."""
         lane = self._live if feed.partition.follower_in_sync(self._node_id) else self._catching_up
         lane.queue.append(feed)
+
+    def send_now(self) -> None:
+        """In the next turn of the loop, with all else that is queued then."""
         self._schedule()
 
-    def send(self, response: replication_pb2.PullResponse) -> None:
-        """Queues a message."""
+    def send_soon(self) -> None:
+        """With the next batches, or alone if there are none for a moment."""
+        if self._news is None and not self._scheduled and not self._closed:
+            delay_s = self._settings.news_delay_ms / 1000
+            self._news = asyncio.get_running_loop().call_later(delay_s, self._send_news)
+
+    def _send_news(self) -> None:
+        self._news = None
+        self._schedule()
+
+    def send(self, response: replication_pb2.PullResponse, fields: Sequence[bytes] = ()) -> None:
+        """Queues a message. fields: more of it, as `_add` encodes them."""
         self.sent_s = self._feeder.clock.monotonic()
-        self._link.send(response.SerializeToString())
+        self._link.send(b"".join((*fields, response.SerializeToString())))
 
     def _remove(self, feed: Feed) -> None:
         self.drop(feed)
@@ -352,6 +377,9 @@ class _FollowerLink:
 
     def _pump(self) -> None:
         self._scheduled = False
+        if self._news is not None:
+            self._news.cancel()
+            self._news = None
         if self._closed:
             return
         again = False
@@ -377,7 +405,7 @@ class _FollowerLink:
 
     def _pump_lane(self, lane: _Lane) -> bool:
         """One message, with as much as may be; True: there is more that may be sent."""
-        response = replication_pb2.PullResponse(catch_up=lane.catch_up)
+        fields: list[bytes] = []
         room_bytes = self._share(lane, self._settings.response_bytes_max) if self._may_send(lane) else 0
         partition_bytes = self._share(lane, self._settings.partition_bytes_max)
         sent_bytes = 0
@@ -404,16 +432,13 @@ class _FollowerLink:
                     else:
                         batches = found
                         more = bool(found) and found[-1].end_offset < source.end_offset
-            sent_bytes += self._add(response, feed, batches)
+            sent_bytes += self._add(fields, feed, batches)
             if more:
                 feed.queued = True
                 held.append(feed)
         lane.queue.extend(held)
-        if response.partitions:
-            lane.credit_bytes -= sent_bytes
-            if lane.catch_up:
-                self._feeder.throttle.take(sent_bytes)
-            self.send(response)
+        if fields:
+            self._send(lane, fields, sent_bytes)
         return bool(lane.queue) and self._may_send(lane) and self._link.has_room
 
     def _share(self, lane: _Lane, bytes_max: int) -> int:
@@ -425,8 +450,14 @@ class _FollowerLink:
         except OffsetOutOfRange:
             return None
 
-    def _add(self, response: replication_pb2.PullResponse, feed: Feed, batches: list[StoredBatch]) -> int:
-        """News of one partition, if there are any; the size of its batches."""
+    def _send(self, lane: _Lane, fields: list[bytes], sent_bytes: int) -> None:
+        lane.credit_bytes -= sent_bytes
+        if lane.catch_up:
+            self._feeder.throttle.take(sent_bytes)
+        self.send(replication_pb2.PullResponse(catch_up=lane.catch_up), fields)
+
+    def _add(self, fields: list[bytes], feed: Feed, batches: list[StoredBatch]) -> int:
+        """Adds news of one partition, if there are any, as fields of a PullResponse; the size of its batches."""
         partition = feed.partition
         source = partition.local
         assert source is not None
@@ -434,20 +465,21 @@ class _FollowerLink:
         if not batches and says == feed.said:
             return 0
         feed.said = says
-        envelopes = [batch.envelope for batch in batches]
-        response.partitions.append(
-            replication_pb2.PulledPartition(
-                log_id=partition.log_id,
-                session=feed.session,
-                envelopes=envelopes,
-                high_watermark=says[0],
-                log_start_offset=says[1],
-                replicated_offset=says[2],
-            )
+        pulled = replication_pb2.PulledPartition(
+            log_id=partition.log_id,
+            session=feed.session,
+            high_watermark=says[0],
+            log_start_offset=says[1],
+            replicated_offset=says[2],
         )
+        within = [pulled.SerializeToString()]
+        for batch in batches:
+            within += (wire.head(wire.FIELD_3, len(batch.envelope)), batch.envelope)  # its `envelopes`
+        fields.append(wire.head(wire.FIELD_1, sum(map(len, within))))  # the response's `partitions`
+        fields += within
         if batches:
             feed.next_offset = batches[-1].end_offset
-        return sum(map(len, envelopes))
+        return sum(len(batch.envelope) for batch in batches)
 
     # --- what is no longer in memory
 
@@ -490,12 +522,9 @@ class _FollowerLink:
         if not feed.alive or self._closed:
             return  # another leader epoch, session or link
         if batches:
-            response = replication_pb2.PullResponse(catch_up=lane.catch_up)
-            sent_bytes = self._add(response, feed, batches)
-            lane.credit_bytes -= sent_bytes
-            if lane.catch_up:
-                self._feeder.throttle.take(sent_bytes)
-            self.send(response)
+            fields: list[bytes] = []
+            sent_bytes = self._add(fields, feed, batches)
+            self._send(lane, fields, sent_bytes)
         elif offset < end_offset:
             feed.next_offset = end_offset  # compaction left nothing
         else:

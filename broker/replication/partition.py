@@ -748,7 +748,7 @@ class Partition:
 
     def _wake_feeds(self) -> None:
         for feed in self.feeds:
-            feed.wake()
+            feed.wake_later()
 
     def _wake(self) -> None:
         for wake in tuple(self._listeners):

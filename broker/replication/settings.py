@@ -28,6 +28,9 @@ class ReplicationSettings:
     """Bytes of batches in one message to a follower, but for one that is larger by itself."""
     partition_bytes_max: int = 256 * 1024
     """Bytes of one partition before the next one has its turn."""
+    news_delay_ms: int = 2
+    """How long a new high watermark waits for batches to travel with. Less: more messages under load; more: who reads
+    from a follower hears of records later."""
     link_heartbeat_ms: int = 500
     """A leader with nothing to say says so."""
     link_silence_ms: int = 3_000
