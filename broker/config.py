@@ -309,6 +309,29 @@ class Settings(BaseSettings):
     retention_interval_seconds: Seconds = _setting(
         "storage", 5.0, "Seconds between runs of retention. Records may outlive their time by that much.", gt=0, le=HOUR
     )
+    compaction_interval_seconds: Seconds = _setting(
+        "storage", 15.0, "Seconds between looks for logs to compact.", ge=0.1, le=24 * HOUR
+    )
+    compaction_dirty_share_min: float = _setting(
+        "storage",
+        0.5,
+        "A compacted log is gone through when this share of its bytes has not been. Less: more is rewritten.",
+        ge=0.0,
+        le=1.0,
+    )
+    compaction_lag_seconds_min: Seconds = _setting(
+        "storage", 0.0, "Records of compacted topics that are younger stay, whatever came after them.", ge=0
+    )
+    compaction_tombstone_seconds: Seconds = _setting(
+        "storage",
+        24 * HOUR,
+        "How long tombstones of compacted topics stay. A reader that takes longer from an old record to its tombstone "
+        "misses that it went.",
+        ge=0,
+    )
+    compaction_bytes_per_second: Bytes = _setting(
+        "storage", 32 * MIB, "Bytes a second that compaction reads and writes at most.", ge=MIB
+    )
     metadata_snapshot_records: int = _setting(
         "storage",
         1_000,

@@ -47,6 +47,7 @@ from broker.services.subscribe_start import SubscriberSettings
 from broker.services.subscriber import MEMBER_ACKNOWLEDGE, SubscriberService
 from broker.services.subscription import Surroundings
 from broker.services.topics import TopicService
+from broker.storage.compaction import CompactionSettings
 from broker.storage.maintenance import MaintenanceSettings
 from broker.storage.store import LogStore, RecoveryReport, StorageSettings
 from broker.telemetry import (
@@ -556,7 +557,16 @@ def storage_settings(settings: Settings) -> StorageSettings:
         request_ids_max=settings.request_ids_max,
         producers_max=settings.producers_max,
         producer_expiry_ms=_ms(settings.producer_expiry_seconds),
-        maintenance=MaintenanceSettings(interval_ms=_ms(settings.retention_interval_seconds)),
+        maintenance=MaintenanceSettings(
+            interval_ms=_ms(settings.retention_interval_seconds),
+            compaction=CompactionSettings(
+                interval_ms=_ms(settings.compaction_interval_seconds),
+                dirty_share_min=settings.compaction_dirty_share_min,
+                lag_min_ms=_ms(settings.compaction_lag_seconds_min),
+                delete_retention_ms=_ms(settings.compaction_tombstone_seconds),
+                bytes_per_s_max=settings.compaction_bytes_per_second,
+            ),
+        ),
         replicated=settings.peer_port_wanted is not None,
     )
 
