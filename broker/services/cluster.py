@@ -32,6 +32,7 @@ from broker.peers.calls import Calls, PeerUnreachable
 from broker.peers.links import PeerId
 from broker.services import batches, requests
 from broker.services.adapter import Call, ServerStream
+from broker.services.catch_up import CatchUp
 from broker.services.partition_client import PartitionClient
 from broker.services.together import together
 
@@ -122,6 +123,10 @@ class ClusterService:
         self._draining = False
         # The change that was told last: most watchers are told the same.
         self._told: tuple[_Seen, _Seen, frozenset[str], bytes] | None = None
+        # For all services of the node: whether its image is new enough to say that something does not exist.
+        self.catch_up = CatchUp(
+            metadata_log=metadata_log, commit_index=lambda: quorum.commit_index, calls=calls, clock=calls.clock
+        )
         calls.handle(QUORUM, self._describe_quorum)
 
     # --- who is there ---
@@ -194,6 +199,7 @@ class ClusterService:
         """The node goes."""
         self._draining = True
         self.changed()
+        self.catch_up.close()
 
     async def get_server_features(
         self, request: cluster_pb2.GetServerFeaturesRequest, call: Call
@@ -352,6 +358,7 @@ class ClusterService:
 
     async def _reassign(self, command: ReassignPartitions, call: Call, *, validate_only: bool) -> tuple[Outcome, ...]:
         if validate_only:
+            await self.catch_up.wait()
             return partition_decisions.decide(self._metadata_log.decided, command).outcomes
         return (await self._execute(command, call)).outcomes
 

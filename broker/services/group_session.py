@@ -153,7 +153,7 @@ class GroupSession(Subscription):
             topic = self.surroundings.partitions.topic(name)
             for position in selector.positions:
                 topic.partition(position.partition)
-        reply = await self._coordinator.heartbeat(
+        reply = await self._join(
             HeartbeatCall(
                 group=plan.group,
                 member_id=plan.member_id,
@@ -195,6 +195,13 @@ class GroupSession(Subscription):
         owner = asyncio.current_task()
         assert owner is not None
         self._tasks = [asyncio.create_task(self._coordinate()), asyncio.create_task(self._watch_processing(owner))]
+
+    async def _join(self, call: HeartbeatCall) -> HeartbeatReply:
+        """The coordinator's node may not have heard yet of topics that this one knows."""
+        catch_up = self.surroundings.catch_up
+        if catch_up is None:
+            return await self._coordinator.heartbeat(call)
+        return await catch_up.again(lambda: self._coordinator.heartbeat(call))
 
     async def finish(self) -> None:
         """A half-close: commits what was acknowledged, then leaves; a static member keeps its place unless it says."""
@@ -319,8 +326,10 @@ class GroupSession(Subscription):
         if known is not None:
             self._drop(known)
         topic = self.surroundings.partitions.find(assigned.topic_id)
-        if topic is None:
-            return None  # deleted meanwhile: the coordinator knows, and `topics_changed` says so
+        if topic is None or assigned.partition >= len(topic.partitions):
+            # This node has not heard of it yet, or the coordinator not of its end: one of them soon has.
+            asyncio.get_running_loop().call_later(COORDINATOR_RETRY_S, self._on_change)
+            return None
         partition = topic.partitions[assigned.partition]
         tracker = AckTracker(start_offset=assigned.offset, fence=assigned.fence)
         self.membership.trackers[assigned.key] = tracker

@@ -15,6 +15,7 @@ from broker.groups.records import PartitionKey
 from broker.replication.partitions import Partitions
 from broker.services import positions, requests, subscribe_start
 from broker.services.adapter import Call
+from broker.services.catch_up import CatchUp
 from broker.services.paging import PAGE_SIZE_MAX, decoded, encoded
 
 CLIENT_ID_CHARS_MAX = subscribe_start.CLIENT_ID_CHARS_MAX
@@ -43,6 +44,7 @@ class GroupService:
         self._heartbeat_wait_s = heartbeat_wait_s
         self._session_timeout_s = session_timeout_s
         self._processing_timeout_s = processing_timeout_s
+        self.catch_up: CatchUp | None = None  # None: what is not known here does not exist
 
     async def create_group(self, request: group_pb2.CreateGroupRequest, call: Call) -> group_pb2.CreateGroupResponse:
         """CreateGroup."""
@@ -85,6 +87,9 @@ class GroupService:
 
     async def heartbeat(self, request: group_pb2.HeartbeatRequest, call: Call) -> group_pb2.HeartbeatResponse:
         """Heartbeat: answers at once when the member has something to do, else after a while."""
+        if self.catch_up is not None and any(self._partitions.find_name(each.topic) is None for each in request.owned):
+            # What this node does not know yet is owned all the same.
+            await self.catch_up.wait()
         heartbeat = self._heartbeat_call(request, call)
         began = self._clock.monotonic()
         reply = await self._coordinator.heartbeat(heartbeat, timeout_s=_patience_s(call))

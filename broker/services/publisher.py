@@ -16,6 +16,7 @@ from broker.replication.partition import Published
 from broker.services import publish_route, publishing, requests
 from broker.services.adapter import Call, ServerStream, from_storage, timed_out
 from broker.services.batches import BatchPart
+from broker.services.catch_up import CatchUp, may_pass
 from broker.services.delivery import varint
 from broker.services.forwarding import Forwarding, Work
 from broker.services.publishing import Prepared, Publishing
@@ -67,6 +68,7 @@ class PublisherService:
         self.answered = answered
         self.clock = clock
         self.settings = settings
+        self.catch_up: CatchUp | None = None  # None: what is not known here does not exist
         self._streams: set[_PublishStream] = set()
         self._draining: publisher_pb2.PublishStreamResponse | None = None
 
@@ -79,7 +81,11 @@ class PublisherService:
         """Publish: appends one batch."""
         if self._draining is not None:
             raise errors.draining()
-        prepared = self._publishing.prepare(self._publishing.parse(data))
+        view = self._publishing.parse(data)
+        try:
+            prepared = self._publishing.prepare(view)
+        except PostbusError as refusal:
+            prepared = await self.prepare_again(view, refusal)
         time_left_s = max(call.timeout_s - ANSWER_TIME_S, call.timeout_s * 0.9)
         timeout_s = min(time_left_s, self.settings.timeout_s)
         deadline = self.clock.monotonic() + timeout_s
@@ -102,6 +108,13 @@ class PublisherService:
             raise answer.failure_with_places()
         acks_none = prepared.view.acks == publisher_pb2.ACKS_NONE
         return publishing.response([] if acks_none else answer.places()).SerializeToString()
+
+    async def prepare_again(self, view: view_pb2.PublishRequestView, refusal: PostbusError) -> Prepared:
+        """A request that names what this node does not know, once it knows all that there is."""
+        if self.catch_up is None or not may_pass(refusal):
+            raise refusal
+        await self.catch_up.wait()
+        return self._publishing.prepare(view)
 
     def must_wait(self, prepared: Prepared, parts: list[BatchPart]) -> bool:
         """Whether `wait` comes before `submit`."""
@@ -394,14 +407,19 @@ class _PublishStream:
         pending.deadline = pending.received + timeout_s
         if not view.HasField("publish"):
             raise errors.invalid_field("publish", "is required")
-        prepared = self._publishing.prepare(view.publish)
-        pending.topic = prepared.topic.name
+        pending.topic = view.publish.topic
+        if view.publish.HasField("partition"):
+            pending.partition = view.publish.partition
+        try:
+            prepared = self._publishing.prepare(view.publish)
+        except PostbusError as refusal:
+            if may_pass(refusal):
+                self._refuse_after_failure(view.publish)
+            prepared = await self._service.prepare_again(view.publish, refusal)
         pending.acks = prepared.view.acks
-        if prepared.view.HasField("partition"):
-            pending.partition = prepared.view.partition
         if self._ending:
             raise errors.draining()
-        self._refuse_after_failure(prepared)
+        self._refuse_after_failure(prepared.view)
         parts = self._publishing.split(prepared)
         earlier: list[Published] = []
         if self._service.must_wait(prepared, parts):
@@ -412,16 +430,15 @@ class _PublishStream:
             except TimeoutError:
                 raise timed_out("publishing", timeout_s) from None
             # An earlier request may have failed meanwhile.
-            self._refuse_after_failure(prepared)
+            self._refuse_after_failure(prepared.view)
         self._service.submit(prepared, parts, pending, source=self, deadline=pending.deadline, earlier=earlier)
 
-    def _refuse_after_failure(self, prepared: Prepared) -> None:
+    def _refuse_after_failure(self, view: view_pb2.PublishRequestView) -> None:
         if not self._blocked:
             return
-        view = prepared.view
         for topic, partition in self._blocked:
             meets = partition is None or not view.HasField("partition") or view.partition == partition
-            if topic == prepared.topic.name and meets:
+            if topic == view.topic and meets:
                 raise publish_route.predecessor_failed(topic if partition is None else f"{topic}/{partition}")
 
     def _refuse(self, pending: _Pending, error: PostbusError) -> None:

@@ -1,7 +1,12 @@
-"""Which servicer method answers which RPC, and gRPC's own services beside them."""
+"""Which servicer method answers which RPC, and gRPC's own services beside them.
+
+What a unary method does not find it looks for again once the node's image is new enough (catch_up.py): such refusals
+come before anything was done. Streams do the same for themselves.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -11,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from postbus.v1 import cluster_pb2, group_pb2, publisher_pb2, subscriber_pb2, topic_pb2
 
 from broker.services.adapter import Adapter, Call
+from broker.services.catch_up import CatchUp
 from broker.services.cluster import ClusterService
 from broker.services.groups import GroupService
 from broker.services.publisher import PublisherService
@@ -19,6 +25,7 @@ from broker.services.topics import TopicService
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+T = TypeVar("T")
 _Row = tuple[str, type[Message], Callable[[Any, Call], Awaitable[Message]]]
 
 _PACKAGE: Final = "postbus.v1"
@@ -39,6 +46,8 @@ def register(
     cluster: ClusterService,
 ) -> None:
     """Adds all RPCs to a server."""
+    patient = partial(_patient, cluster.catch_up)
+    publisher.catch_up = subscriber.surroundings.catch_up = groups.catch_up = cluster.catch_up
     _add(
         server,
         "PublisherService",
@@ -46,7 +55,7 @@ def register(
             "Publish": adapter.unary_bytes("PublisherService/Publish", publisher.publish),
             "PublishStream": adapter.bidi("PublisherService/PublishStream", publisher.publish_stream),
             "InitProducer": adapter.unary(
-                "PublisherService/InitProducer", publisher_pb2.InitProducerRequest, publisher.init_producer
+                "PublisherService/InitProducer", publisher_pb2.InitProducerRequest, patient(publisher.init_producer)
             ),
         },
     )
@@ -55,7 +64,9 @@ def register(
         "SubscriberService",
         {
             "Subscribe": adapter.bidi("SubscriberService/Subscribe", subscriber.subscribe),
-            "Fetch": adapter.unary_encoded("SubscriberService/Fetch", subscriber_pb2.FetchRequest, subscriber.fetch),
+            "Fetch": adapter.unary_encoded(
+                "SubscriberService/Fetch", subscriber_pb2.FetchRequest, patient(subscriber.fetch)
+            ),
             "Acknowledge": adapter.unary(
                 "SubscriberService/Acknowledge", subscriber_pb2.AcknowledgeRequest, subscriber.acknowledge
             ),
@@ -65,7 +76,7 @@ def register(
         server,
         "TopicService",
         {
-            method: adapter.unary(f"TopicService/{method}", request, handle)
+            method: adapter.unary(f"TopicService/{method}", request, patient(handle))
             for method, request, handle in _table(
                 ("CreateTopic", topic_pb2.CreateTopicRequest, topics.create_topic),
                 ("GetTopic", topic_pb2.GetTopicRequest, topics.get_topic),
@@ -83,7 +94,7 @@ def register(
         server,
         "GroupService",
         {
-            method: adapter.unary(f"GroupService/{method}", request, handle)
+            method: adapter.unary(f"GroupService/{method}", request, patient(handle))
             for method, request, handle in _table(
                 ("CreateGroup", group_pb2.CreateGroupRequest, groups.create_group),
                 ("GetGroup", group_pb2.GetGroupRequest, groups.get_group),
@@ -119,6 +130,13 @@ def register(
         "ClusterService/WatchMetadata", cluster_pb2.WatchMetadataRequest, cluster.watch_metadata
     )
     _add(server, "ClusterService", handlers)
+
+
+def _patient(catch_up: CatchUp, method: Callable[[Any, Call], Awaitable[T]]) -> Callable[[Any, Call], Awaitable[T]]:
+    async def handle(request: Any, call: Call) -> T:
+        return await catch_up.again(lambda: method(request, call))
+
+    return handle
 
 
 def _table(*rows: _Row) -> tuple[_Row, ...]:

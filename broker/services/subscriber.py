@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from postbus.v1 import record_pb2, subscriber_pb2
 
@@ -37,7 +38,7 @@ class SubscriberService:
     """Reads topics, alone or as a member of a group."""
 
     def __init__(self, surroundings: Surroundings, *, coordinator: CoordinatorClient) -> None:
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._coordinator = coordinator
         self._memberships = Memberships()
         self._subscriptions: set[Subscription] = set()
@@ -54,17 +55,24 @@ class SubscriberService:
             raise errors.draining()
         opening = _Opening(stream)
         stream.start_reading(opening.receive, half_closed=opening.half_close, failed=opening.fail)
-        start = await opening.start(self._surroundings.settings.start_timeout_s)
+        start = await opening.start(self.surroundings.settings.start_timeout_s)
         if self._draining is not None:
             raise errors.draining()
         requests.refuse_unknown(start)
         if start.ByteSize() != start.start.ByteSize() + _header_bytes(start):
             raise errors.invalid_field("start", "comes alone in the first message; send the rest in the next ones")
-        plan = subscribe_start.check(start.start, self._surroundings.settings)
+        plan = subscribe_start.check(start.start, self.surroundings.settings)
+        await self.surroundings.look_for(
+            (
+                name,
+                chain(selector.partitions, (position.partition for position in selector.positions)),
+            )
+            for name, selector in plan.selectors.items()
+        )
         subscription = (
-            GroupSession(stream, plan, self._surroundings, coordinator=self._coordinator, memberships=self._memberships)
+            GroupSession(stream, plan, self.surroundings, coordinator=self._coordinator, memberships=self._memberships)
             if plan.group
-            else Subscription(stream, plan, self._surroundings)
+            else Subscription(stream, plan, self.surroundings)
         )
         self._subscriptions.add(subscription)
         try:
@@ -77,14 +85,14 @@ class SubscriberService:
         if self._draining is not None:
             raise errors.draining()
         plan = await self._plan_fetch(request, call)
-        deadline = self._surroundings.clock.monotonic() + plan.wait_s
+        deadline = self.surroundings.clock.monotonic() + plan.wait_s
         while True:
             changed = _Changed(plan.topic.partitions)
             try:
-                if self._surroundings.partitions.find(plan.topic.topic_id) is None:
+                if self.surroundings.partitions.find(plan.topic.topic_id) is None:
                     raise errors.topic_not_found(plan.topic.name)
                 chunks = await self._read_fetch(plan)
-                left_s = deadline - self._surroundings.clock.monotonic()
+                left_s = deadline - self.surroundings.clock.monotonic()
                 if not chunks and left_s <= 0 and plan.trouble is not None:
                     raise plan.trouble
                 if chunks or left_s <= 0 or self._draining is not None:
@@ -97,16 +105,14 @@ class SubscriberService:
         requests.check_name("topic", request.topic)
         if request.group:
             raise errors.unknown_field("group", "this version has ordered groups only, which need Subscribe")
-        topic = self._surroundings.partitions.topic(request.topic)
+        topic = self.surroundings.partitions.topic(request.topic)
         max_bytes = request.max_bytes or RESPONSE_BYTES_DEFAULT
-        bytes_max = self._surroundings.settings.response_bytes_max
+        bytes_max = self.surroundings.settings.response_bytes_max
         if not RESPONSE_BYTES_MIN <= max_bytes <= bytes_max:
             raise errors.invalid_field("max_bytes", f"{max_bytes} is not within {RESPONSE_BYTES_MIN} and {bytes_max}")
         wait_s = 0.0
         if request.HasField("max_wait"):
-            wait_s = requests.seconds(
-                "max_wait", request.max_wait, maximum=self._surroundings.settings.fetch_wait_max_s
-            )
+            wait_s = requests.seconds("max_wait", request.max_wait, maximum=self.surroundings.settings.fetch_wait_max_s)
         places: dict[int, int] = {}
         for index, position in enumerate(request.positions):
             subscribe_start.check_position(f"positions[{index}]", position, topic=request.topic)
@@ -115,7 +121,7 @@ class SubscriberService:
                 raise errors.invalid_field(f"positions[{index}].partition", f"{position.partition} is named twice")
             places[position.partition] = position.offset
         positions.check_start("start_at", request.start_at)
-        leader_wait_s = min(self._surroundings.settings.leader_wait_s, max(call.timeout_s * 0.9, 0.0))
+        leader_wait_s = min(self.surroundings.settings.leader_wait_s, max(call.timeout_s * 0.9, 0.0))
         places = await self._find_places(topic, places, request.start_at, timeout_s=leader_wait_s)
         # Where to go on is part of the answer, twice a partition.
         room = max(max_bytes - 2 * len(topic.partitions) * (len(topic.name) + 40), RESPONSE_BYTES_MIN // 2)
@@ -141,7 +147,7 @@ class SubscriberService:
             at = places.get(partition.number)
             if at is None:
                 found[partition.number] = await positions.resolve_start(
-                    partition, start, self._surroundings.clock, timeout_s=timeout_s
+                    partition, start, self.surroundings.clock, timeout_s=timeout_s
                 )
             else:
                 await positions.make_sure(partition, at, timeout_s=timeout_s)
@@ -160,7 +166,7 @@ class SubscriberService:
             unknown += [each for each in topic.partitions if each.number not in places and not positions.is_here(each)]
         await together(
             [partial(ask, partition) for partition in unknown],
-            at_once_max=self._surroundings.settings.places_at_once_max,
+            at_once_max=self.surroundings.settings.places_at_once_max,
         )
         policy = subscriber_pb2.OUT_OF_RANGE_POLICY_FAIL
         return {
@@ -203,7 +209,7 @@ class SubscriberService:
                     at = piece.end_offset
                     plan.places[partition.number] = at
                     records += piece.record_count
-                    self._surroundings.delivered(partition.topic, piece.record_count, len(piece.batch))
+                    self.surroundings.delivered(partition.topic, piece.record_count, len(piece.batch))
                     if len(chunks) >= CHUNKS_PER_RESPONSE_MAX:
                         return chunks
                 if at < stop and not delivery.has_records(stored, at, stop):
@@ -257,7 +263,7 @@ class SubscriberService:
     ) -> subscriber_pb2.AcknowledgeResponse | None:
         """What was delivered only the node of the member's stream knows. None: there is no such node."""
         node_id = await self._coordinator.member_node(request.group, request.member_id, timeout_s=timeout_s)
-        if node_id in {0, self._surroundings.settings.node_id}:
+        if node_id in {0, self.surroundings.settings.node_id}:
             return None
         try:
             answer = await self._coordinator.ask_node(
@@ -285,7 +291,7 @@ class SubscriberService:
 
     async def _acknowledge(self, group: str, member_id: str, ack: subscriber_pb2.Delivery, field: str) -> int:
         member = self._memberships.find(group, member_id)
-        topic = self._surroundings.partitions.find_name(ack.topic)
+        topic = self.surroundings.partitions.find_name(ack.topic)
         if member is None or topic is None:
             raise assignment_lost(ack)
         if isinstance(member, GroupSession):
@@ -293,7 +299,7 @@ class SubscriberService:
         tracker = member.trackers.get((topic.topic_id, ack.partition))
         if tracker is None:
             raise assignment_lost(ack)
-        now = self._surroundings.clock.monotonic()
+        now = self.surroundings.clock.monotonic()
         tracker.acknowledge(ack.base_offset, ack.end_offset, fence=ack.fence, now=now)
         entry = CommitEntry(topic.topic_id, ack.partition, tracker.commit_offset, tracker.fence)
         outcome = (await self._coordinator.commit(group, member_id, [entry]))[0]

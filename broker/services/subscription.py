@@ -7,7 +7,7 @@ response, whether or not the client reads. What only groups have is in group_ses
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from broker.replication.partition import Partition
 from broker.replication.partitions import LedTopic, Partitions
 from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
+from broker.services.catch_up import CatchUp
 from broker.services.cursor import Cursor
 from broker.services.delivery import Buffer
 from broker.services.subscribe_start import CREDIT_MAX, Plan, SubscriberSettings
@@ -48,6 +49,17 @@ class Surroundings:
     clock: Clock
     settings: SubscriberSettings
     delivered: Callable[[str, int, int], None]  # topic, records, bytes: for metrics
+    catch_up: CatchUp | None = None  # None: what is not known here does not exist
+
+    async def look_for(self, topics: Iterable[tuple[str, Iterable[int]]]) -> None:
+        """Names of topics and some of their partitions: if this node does not know them all, it makes sure that it
+        knows all that there are. Raises NO_LEADER."""
+        for name, numbers in topics:
+            topic = self.partitions.find_name(name)
+            if topic is None or any(number >= len(topic.partitions) for number in numbers):
+                if self.catch_up is not None:
+                    await self.catch_up.wait()
+                return
 
 
 class FlowControl(Protocol):
