@@ -85,19 +85,40 @@ class Cluster:
                     proxy = self.links[here, there] = LinkProxy(self._peer_ports[there])
                     await proxy.start()
         for number, node in self.nodes.items():
-            node.environment = {**self._environment, **self._identity(number)}
+            node.environment = {**self._environment, **self._identity(number, self._peer_ports[number])}
 
-    def _identity(self, number: int) -> dict[str, str]:
+    def _identity(self, number: int, peer_port: int) -> dict[str, str]:
         ports = {
             there: link.port if (link := self.links.get((number, there))) else self._peer_ports[there]
-            for there in self.nodes
+            for there in range(1, self._count + 1)
         }
+        if number in ports:
+            ports[number] = peer_port
         return {
             "POSTBUS_NODE_ID": str(number),
             "POSTBUS_CLUSTER_ID": CLUSTER_ID,
             "POSTBUS_PEERS": ",".join(f"{there}@127.0.0.1:{port}" for there, port in ports.items()),
-            "POSTBUS_PEER_PORT": str(self._peer_ports[number]),
+            "POSTBUS_PEER_PORT": str(peer_port),
         }
+
+    async def join(self, number: int) -> BrokerProcess:
+        """A node more, that the founders were not told of; ready when this returns."""
+        node = self.nodes[number] = self.another(self.folder / f"node-{number}", number)
+        self._peer_ports[number] = int(node.environment["POSTBUS_PEER_PORT"])
+        await node.start()
+        return node
+
+    def peer_port(self, number: int) -> int:
+        """Where a node listens for the others."""
+        return self._peer_ports[number]
+
+    def another(self, folder: Path, number: int) -> BrokerProcess:
+        """One that is told it was this node, on other ports and in this folder; whoever asks for it ends it."""
+        taken = {*self._peer_ports.values(), *(node.port for node in self.nodes.values())}
+        process = BrokerProcess(folder)
+        process.port, peer_port = _free_port_besides(taken), _free_port_besides(taken)
+        process.environment = {**self._environment, **self._identity(number, peer_port)}
+        return process
 
     def is_running(self, number: int) -> bool:
         """Whether there is a process."""
