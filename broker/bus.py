@@ -218,7 +218,6 @@ class Bus:
         self.partition_client = PartitionClient(self.calls, clock=clock)
         self.partition_calls = PartitionCalls(
             partitions=self.partitions,
-            clock=clock,
             has_room=lambda: store.committer.has_room,
             wait_for_room=store.wait_for_room,
             barrier=store.barrier,

@@ -235,7 +235,7 @@ class Partition:
         """Raises QUOTA_EXCEEDED if no more request ids can be remembered."""
         assert self.local is not None
         try:
-            self.local.request_ids.check_room(request_id, now_us=self._shared.clock.wall_us())
+            self.local.request_ids.check_room(request_id)
         except RequestIdsFull as error:
             raise PostbusError(
                 Reason.ERROR_REASON_QUOTA_EXCEEDED,

@@ -67,7 +67,7 @@ class PartitionedTopic:
         for local in list(self._led_logs()):
             await local.load_request_ids()
 
-    def find_request(self, request_id: bytes, *, now_us: int) -> list[Published]:
+    def find_request(self, request_id: bytes) -> list[Published]:
         """The parts of an earlier try within the window, in any partition led here; empty if there was none.
 
         All partitions are asked, because partitions may have been added between two tries.
@@ -83,7 +83,7 @@ class PartitionedTopic:
             )
             for partition in self.partitions
             if partition.role is Role.LEADER and partition.local is not None
-            for part in partition.local.request_ids.find(request_id, now_us=now_us)
+            for part in partition.local.request_ids.find(request_id)
         ]
 
     def _led_logs(self) -> Iterator[PartitionLog]:

@@ -310,7 +310,7 @@ class Forwarding:
     # --- placing ---
 
     def _append(self, work: Work) -> list[Published]:
-        placed = placing.place(work.partition, work.new, end_offset=work.end_offset, now_us=self._clock.wall_us())
+        placed = placing.place(work.partition, work.new, end_offset=work.end_offset)
         self._count(work, placed)
         return placed
 

@@ -1,5 +1,5 @@
 """What other nodes ask of the partitions that this node leads, for their own clients: publish, look up a request,
-trim, describe.
+trim, describe, say how far they are.
 
 Parts from one node for one partition are appended in the order in which they arrive, without a gap in the numbers of
 their round; what is refused for now ends the round, so that nothing overtakes it. The receiving node has validated the
@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.peers.calls import Calls, to_peer
 from broker.peers.links import PeerId
@@ -28,6 +27,7 @@ from broker.stubs import partition_calls_pb2 as calls_pb2
 FIND_REQUEST: Final = "partition.find_request"
 TRIM: Final = "partition.trim"
 DESCRIBE: Final = "partition.describe"
+ENDS: Final = "partition.ends"
 
 
 @dataclass(slots=True)
@@ -47,7 +47,6 @@ class PartitionCalls:
         self,
         *,
         partitions: Partitions,
-        clock: Clock,
         has_room: Callable[[], bool],
         wait_for_room: Callable[[], Awaitable[None]],
         barrier: Callable[[], Awaitable[None]],
@@ -55,7 +54,6 @@ class PartitionCalls:
     ) -> None:
         """has_room, wait_for_room, barrier: of the node's append queue. still_leads: whether nobody else leads it."""
         self._partitions = partitions
-        self._clock = clock
         self._has_room = has_room
         self._wait_for_room = wait_for_room
         self._barrier = barrier
@@ -68,6 +66,7 @@ class PartitionCalls:
         calls.handle(FIND_REQUEST, self.find_request)
         calls.handle(TRIM, self.trim)
         calls.handle(DESCRIBE, self.describe)
+        calls.handle(ENDS, self.ends)
 
     async def publish(self, peer: PeerId, payload: bytes) -> bytes:
         """ "partition.publish"."""
@@ -115,7 +114,6 @@ class PartitionCalls:
                     producer_sequence=part.producer_sequence,
                 ),
                 end_offset=part.end_offset if part.HasField("end_offset") else None,
-                now_us=self._clock.wall_us(),
             )
         except PostbusError as error:
             if not confirmed and placing.is_to_be_confirmed(partition, error):
@@ -158,7 +156,7 @@ class PartitionCalls:
             error = partition.writable_error()
             if error is not None:
                 raise error
-            found = placing.find(partition, question.request_id, now_us=self._clock.wall_us())
+            found = placing.find(partition, question.request_id)
             if found:
                 await until_safe(partition, max(part.end_offset for part in found), 0)
                 answer.found.add(partition=number, ranges=_ranges(found))
@@ -198,6 +196,22 @@ class PartitionCalls:
                 high_watermark=partition.high_watermark,
                 size_bytes=local.size_bytes,
             )
+        return answer.SerializeToString()
+
+    async def ends(self, peer: PeerId, payload: bytes) -> bytes:
+        """ "partition.ends": of those that this node can speak for, at once."""
+        question = calls_pb2.FindEnds.FromString(payload)
+        answer = calls_pb2.FindEndsAnswer()
+        topic = self._partitions.find(question.topic_id)
+        for number in question.partitions:
+            if topic is None or number >= len(topic.partitions) or not topic.partitions[number].leading:
+                continue
+            partition = topic.partitions[number]
+            try:
+                end = await partition.fresh_high_watermark(0)
+            except PostbusError:
+                continue  # it is asked again
+            answer.ends.add(partition=number, log_start_offset=partition.log.log_start_offset, high_watermark=end)
         return answer.SerializeToString()
 
     def topics_changed(self) -> None:

@@ -31,7 +31,7 @@ def is_to_be_confirmed(partition: Partition, refusal: PostbusError | StorageErro
     return isinstance(refusal, PostbusError) and refusal.reason in FROM_THE_LOG and bool(partition.successors)
 
 
-def place(partition: Partition, new: NewBatch, *, end_offset: int | None, now_us: int) -> list[Published]:
+def place(partition: Partition, new: NewBatch, *, end_offset: int | None) -> list[Published]:
     """Appends what is not there yet; answers for every record. Raises PostbusError, and nothing is appended then.
 
     end_offset: where the log has to end; None: wherever.
@@ -47,7 +47,7 @@ def place(partition: Partition, new: NewBatch, *, end_offset: int | None, now_us
             return [earlier]
         found: list[Published] = []
     else:
-        found = find(partition, new.request_id, now_us=now_us) if new.request_id else []
+        found = find(partition, new.request_id) if new.request_id else []
         if found:
             rest = left_out([BatchPart(partition.number, new.batch, new.record_count, new.record_indexes)], found)
             if not rest:
@@ -61,12 +61,12 @@ def place(partition: Partition, new: NewBatch, *, end_offset: int | None, now_us
     return [*found, partition.append(new)]
 
 
-def find(partition: Partition, request_id: bytes, *, now_us: int) -> list[Published]:
+def find(partition: Partition, request_id: bytes) -> list[Published]:
     """What this partition's log holds of a request within the window. The ids are loaded."""
     assert partition.local is not None
     return [
         Published(partition.number, part.base_offset, part.record_count, part.record_indexes, part.append_time_us, True)
-        for part in partition.local.request_ids.find(request_id, now_us=now_us)
+        for part in partition.local.request_ids.find(request_id)
     ]
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
+from broker.clock import Clock
 from broker.storage import envelope
 from broker.storage.batch import Appended, NewBatch, StoredBatch
 from broker.storage.committer import Committer
@@ -79,6 +80,7 @@ class LogContext:
     committer: Committer
     readers: Executor
     disk: DiskState
+    clock: Clock
 
 
 class PartitionLog:
@@ -106,8 +108,6 @@ class PartitionLog:
         self.retention_us: int | None = None
         self.retention_bytes: int | None = None
         """Set by whoever knows the topic's settings; the store's maintenance follows them. None: unlimited."""
-        self.compacts = False
-        """Only the newest record of each key is kept, in the end. Set by whoever knows the topic's settings."""
         self.may_use_reserve = False
         """True, for internal logs: appends go on below `disk_free_min_bytes`, down to `disk_reserve_bytes`."""
         self.compacts = False
@@ -220,7 +220,7 @@ class PartitionLog:
         indexes = envelope.encode_indexes(new.record_indexes) if new.record_indexes else b""
         if new.request_id:
             assert self._request_ids_loaded, "load_request_ids comes first"
-            self.request_ids.check_room(new.request_id, now_us=append_time_us)
+            self.request_ids.check_room(new.request_id)
         value, crc = envelope.encode(
             new.batch,
             base_offset=base_offset,
@@ -262,6 +262,7 @@ class PartitionLog:
         size_bytes = len(value) + len(entry) + _APPEND_OVERHEAD_BYTES
         if new.producer_id:
             ops.extend(self._remember_producer(new, base_offset, end_offset, append_time_us))
+        self.request_ids.passed(append_time_us)
         if new.request_id:
             part = RequestPart(base_offset, new.record_count, append_time_us, new.record_indexes)
             self.request_ids.add(new.request_id, part)
@@ -316,6 +317,7 @@ class PartitionLog:
                 forgotten = self.producers.replicate(batch.producer_id, batch.producer_epoch, known)
                 producer_ids[batch.producer_id] = None
                 producer_ids.update(dict.fromkeys(forgotten))
+            self.request_ids.passed(batch.append_time_us)
             if batch.request_id and self._request_ids_loaded:
                 part = RequestPart(batch.base_offset, batch.span, batch.append_time_us, batch.record_indexes)
                 self.request_ids.add(batch.request_id, part)
@@ -323,7 +325,7 @@ class PartitionLog:
         last = decoded[-1]
         state.end_offset = last.end_offset
         state.last_append_time_us = max(state.last_append_time_us, last.append_time_us)
-        self.request_ids.expire(state.last_append_time_us)
+        self.request_ids.expire()
         ops.extend(self._producer_ops(producer_ids))
         ops.append(self._state_op())
         ticket = self._context.committer.submit(ops, size_bytes=size_bytes, listener=self)
@@ -645,9 +647,8 @@ class PartitionLog:
         try:
             async with self.rearranging:
                 state = self._state
-                # The newest append time stands in for the clock: nothing is forgotten too early, `find` expires the
-                # rest.
-                since_us = state.last_append_time_us - self.request_ids.window_us
+                log_time_us = self.request_ids.log_time_us(self._context.clock.wall_us())
+                since_us = log_time_us - self.request_ids.window_us
                 high_watermark = state.high_watermark
                 begin = state.index_deleted_offset
                 while begin < state.end_offset:  # a follower may go on appending
@@ -656,7 +657,7 @@ class PartitionLog:
                     parts, producers = await self.in_reader(
                         partial(self._read_known, begin, end, since_us, high_watermark)
                     )
-                    self.request_ids.add_all(parts)
+                    self.request_ids.add_all(parts, log_time_us=log_time_us)
                     self.producers.prepend(producers)
                     begin = end
                 self._request_ids_loaded = True
@@ -717,6 +718,10 @@ class PartitionLog:
         self._context.committer.submit(
             [*chunk.ops, self._state_op()], size_bytes=chunk.size_bytes + _APPEND_OVERHEAD_BYTES
         )
+
+    def forget_compacted(self, offset: int) -> None:
+        """A pass is durable: what memory holds from before it is read from the disk from now on."""
+        self._tail = self._tail.rest(offset)
 
     async def wait_for_room(self) -> None:
         """Back-pressure; see `Committer`."""

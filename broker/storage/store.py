@@ -183,7 +183,7 @@ class LogStore:
             producer_expiry_ms=settings.producer_expiry_ms,
             settings=settings.maintenance,
         )
-        self._context = LogContext(committer=self._committer, readers=self._readers, disk=self._disk)
+        self._context = LogContext(committer=self._committer, readers=self._readers, disk=self._disk, clock=clock)
         saved: _SavedLogs = opened.data.loaded
         self._logs: dict[int, PartitionLog] = {}
         for log_id, state in saved.states.items():
@@ -347,7 +347,9 @@ class LogStore:
             reader=LogReader(self._engine, log_id),
             tail=self._tail.of_log(),
             producers=producers,
-            request_ids=RequestIdTable(request_ids_max=self._settings.request_ids_max),
+            request_ids=RequestIdTable(
+                monotonic=self._context.clock.monotonic, request_ids_max=self._settings.request_ids_max
+            ),
         )
 
 

@@ -38,7 +38,9 @@ class FakeLog:
     on_progress: Callable[[], None] | None = None
     full: bool = False
     producers: ProducerTable = field(default_factory=ProducerTable)
-    request_ids: RequestIdTable = field(default_factory=lambda: RequestIdTable(request_ids_max=1))
+    request_ids: RequestIdTable = field(
+        default_factory=lambda: RequestIdTable(monotonic=lambda: 0.0, request_ids_max=1)
+    )
 
     def append(self, new: NewBatch, *, now_us: int, extra_ops: Any = ()) -> Appended:
         if self.full:

@@ -270,7 +270,7 @@ async def test_what_deduplicates_survives(open_store: OpenStore, clock: ManualCl
     await store.close()
     log = (await open_store(tail_bytes_max=0)).log(1)
     await log.load_request_ids()
-    (part,) = log.request_ids.find(b"r1", now_us=now_us)
+    (part,) = log.request_ids.find(b"r1")
     assert (part.base_offset, part.record_count, part.record_indexes) == (9, 2, (3, 5))
     assert log.producers.check(7, 0, 8) == ProducerBatch(8, 8, 9, now_us)
     await log.truncate(8)

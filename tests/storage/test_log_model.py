@@ -298,7 +298,7 @@ class LogMachine(RuleBasedStateMachine):
         self.run(self.log.load_request_ids())
         now_us = max(self.clock.wall_us(), self.log.last_append_time_us)
         for request_id in (b"r1", b"r2"):
-            found = self.log.request_ids.find(request_id, now_us=now_us)
+            found = self.log.request_ids.find(request_id)
             parts = [
                 RequestPart(b.base_offset, b.count, b.time_us, ())
                 for b in self.batches

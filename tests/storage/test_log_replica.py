@@ -65,12 +65,13 @@ async def test_a_follower_holds_the_same_bytes_and_derives_the_same_state(
     whole = [await log.read_envelopes(0, end_offset=102, max_bytes=1 << 30) for log in logs]
     assert [batch.envelope for batch in whole[0]] == [batch.envelope for batch in whole[1]]
     for log in logs:
+        log.request_ids.window_us = clock.wall_us()
         await log.load_request_ids()
     assert follower.leader_epochs == leader.leader_epochs == [(1, 0), (3, 50)]
     assert (follower.size_bytes, follower.last_append_time_us) == (leader.size_bytes, leader.last_append_time_us)
     for sequence in range(11):
         assert follower.producers.check(7, 2, sequence) == leader.producers.check(7, 2, sequence)
-    assert follower.request_ids.find(b"r1", now_us=10) == leader.request_ids.find(b"r1", now_us=10) != ()
+    assert follower.request_ids.find(b"r1") == leader.request_ids.find(b"r1") != ()
     assert await follower.offset_for_time(5, end_offset=102) == 50
 
 
@@ -128,7 +129,7 @@ async def test_a_truncation_takes_back_all_that_follows_from_the_log(
     assert await log.truncate(47) == 40, "the start of the batch"
     assert (log.end_offset, log.durable_end_offset, log.written_end_offset) == (40, 40, 40)
     assert log.read_tail(40, end_offset=50, max_bytes=1) == []
-    assert log.request_ids.find(b"r1", now_us=10) == ()
+    assert log.request_ids.find(b"r1") == ()
     await store.close()
     log = (await open_store()).log(1)
     await log.load_request_ids()
@@ -144,7 +145,7 @@ async def test_a_truncation_takes_back_all_that_follows_from_the_log(
     ]
     with pytest.raises(SequenceGap):
         log.producers.check(7, 2, 5)
-    assert log.request_ids.find(b"r1", now_us=10) == ()
+    assert log.request_ids.find(b"r1") == ()
     assert log.append(NewBatch(b"other", 1, leader_epoch=4), now_us=0) == (40, 41, 3)
 
 
@@ -217,7 +218,7 @@ async def test_a_reset_log_is_empty_and_begins_there(open_store: OpenStore, cloc
     assert (log.log_start_offset, log.high_watermark, log.end_offset) == (1005, 1005, 1020)
     assert [batch.base_offset for batch in await log.read(1005, end_offset=1020, max_bytes=1 << 20)] == [1000, 1010]
     assert log.producers.check(7, 0, 0) is None
-    assert log.request_ids.find(b"r", now_us=1) == ()
+    assert log.request_ids.find(b"r") == ()
     log.trim(1010)
     await log.settle(clock.wall_us())
     assert log.reader.at(1000) is None, "deleted with the log start, though it begins before the reset's"
@@ -229,7 +230,7 @@ async def test_a_follower_that_was_leader_goes_on_remembering_requests(
     leader, follower = pair
     await follower.load_request_ids()
     await copy(leader, follower)
-    assert follower.request_ids.find(b"r1", now_us=10) == leader.request_ids.find(b"r1", now_us=10)
+    assert follower.request_ids.find(b"r1") == leader.request_ids.find(b"r1")
 
 
 async def test_after_a_failed_disk_a_truncation_fails_too(
