@@ -58,6 +58,8 @@ class LogCompaction:
                 log.commit_compaction(chunk, compacted_offset=begun.end_offset)
             await pause((chunk.read_bytes + chunk.size_bytes) / settings.bytes_per_s_max)
         await log.barrier()
+        if log.generation == generation and not log.deleted:
+            log.forget_compacted(begun.end_offset)
         self._note_tombstones(begun, now_us, settings)
         return begun.end_offset < begun.dirty_end_offset and begun.end_offset > begun.clean_end_offset
 

@@ -97,7 +97,15 @@ class LogTail:
     def cut(self, end_offset: int) -> "LogTail":
         """A tail with the batches below end_offset, in place of this one."""
         kept = [batch for batch in self._batches[self._head :] if batch is not None and batch.end_offset <= end_offset]
-        # The order of eviction names this object once a batch, oldest first: batches can't be taken from its end.
+        return self._succeeded(kept)
+
+    def rest(self, offset: int) -> "LogTail":
+        """A tail with the batches from `offset` on, in place of this one."""
+        kept = [batch for batch in self._batches[self._head :] if batch is not None and batch.base_offset >= offset]
+        return self._succeeded(kept)
+
+    def _succeeded(self, kept: list[StoredBatch]) -> "LogTail":
+        # The order of eviction names this object once a batch, oldest first: others than the oldest can't be taken.
         self.close()
         successor = self._tail.of_log()
         for batch in kept:

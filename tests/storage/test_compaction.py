@@ -121,6 +121,19 @@ async def test_of_each_key_the_newest_record_stays_at_its_offset(open_store: Ope
     assert {batch.codec for batch in stored} == {codec}
 
 
+async def test_what_a_pass_has_taken_is_not_read_from_memory_either(open_store: OpenStore) -> None:
+    store = await open_store()
+    log = store.create_log(1)
+    put(log, (b"a", b"1"))
+    put(log, (b"a", b"2"))
+    await settled(log)
+    assert len(await contents(log)) == 2
+    await compacted(log)
+    put(log, (b"b", b"1"))
+    await settled(log)
+    assert [(rec.offset, rec.value) for rec in await contents(log)] == [(1, b"2"), (2, b"1")]
+
+
 async def test_what_is_not_below_the_high_watermark_supersedes_nothing(open_store: OpenStore) -> None:
     """It may be taken back, and then the older one is the newest again."""
     store = await open_store(tail_bytes_max=0)
