@@ -16,7 +16,7 @@ from postbus.v1 import topic_pb2
 
 from broker import __version__, errors
 from broker.clock import Clock
-from broker.controller.commands import AdoptLogs, CreateCluster, CreateTopic, Rules
+from broker.controller.commands import AdoptLogs, CreateCluster, CreateTopic, PartitionId, Rules
 from broker.controller.controller import Controller, ControllerSettings
 from broker.controller.metadata_log import MetadataLog, MetadataLogSettings
 from broker.controller.producer_ids import ProducerIds
@@ -75,6 +75,7 @@ class BusSettings:
     calls: CallsSettings = field(default_factory=CallsSettings)
     retry_s: float = 0.2  # between two tries of what a node does once at its start
     cut_off_s: float = 3.0  # how long whoever publishes is let wait for a controller that does not answer
+    full_disk_hand_over_s: float = 2.0  # between two looks at what a full disk refused
     hand_over_s: float = 3.0  # how long a node that stops waits for others to lead
 
 
@@ -166,6 +167,7 @@ class Bus:
             metadata_log=self.metadata_log,
             calls=self.calls,
             clock=clock,
+            disk_full=lambda: store.disk_full,
             settings=settings.session,
         )
         links.add_lost_listener(self.session.on_peer_lost)
@@ -260,6 +262,7 @@ class Bus:
         self._begin(self._settle())
         if self._transport is not None:
             self._begin(self._watch_controllers())
+            self._begin(self._watch_disk())
 
     def add_image_listener(self, listener: Callable[[ClusterState, ClusterState], None]) -> None:
         """`listener(old, new)` after each change of the cluster's image, once partitions and groups follow it."""
@@ -409,6 +412,22 @@ class Bus:
                         retry_after_ms=CUT_OFF_RETRY_AFTER_MS,
                     )
                 )
+
+    async def _watch_disk(self) -> None:
+        """What is refused for want of room here goes to who has some. Where nothing is published nothing moves."""
+        while True:
+            await asyncio.sleep(self.settings.full_disk_hand_over_s)
+            short = [partition for partition in self._led() if partition.lacked_room]
+            for partition in short:
+                partition.lacked_room = False
+            moved = [PartitionId(one.topic_id, one.number) for one in short if one.isr_count > 1]
+            if not moved or not self.store.disk_full:
+                continue
+            log.warning("full_disk_hand_over", partitions=len(moved))
+            try:
+                await self.session.hand_over(moved)
+            except PostbusError as error:
+                log.warning("hand_over_failure", error=error.message, action="it is tried again when more is refused")
 
     # --- what is done once ---
 

@@ -90,6 +90,7 @@ class Controller:
         self._deadlines: dict[int, float] = {}  # when a node counts as silent
         self._lost: dict[int, float] = {}  # when the connection to a node broke that was not heard of since
         self._unfenced_at: dict[int, float] = {}
+        self._disk_full: dict[int, bool] = {}  # as its last heartbeat said
         self._tick_at = 0.0
         self._restore_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -148,6 +149,7 @@ class Controller:
             raise stale_life(peer.node_id, heartbeat.broker_epoch, node)
         self._lost.pop(node.node_id, None)
         self._deadlines[node.node_id] = self._clock.monotonic() + self._settings.silence_s
+        self._disk_full[node.node_id] = heartbeat.disk_full
         # A node that does not know its own registration knows nothing of what it should lead.
         if node.fenced and not node.stopping and heartbeat.applied_index >= node.broker_epoch:
             self._propose(UnfenceNode(node_id=node.node_id, broker_epoch=node.broker_epoch))
@@ -214,7 +216,9 @@ class Controller:
         settled = tuple(
             node.node_id
             for node in self._nodes()
-            if node.useful and now - self._unfenced_at.get(node.node_id, now) >= self._settings.preferred_delay_s
+            if node.useful
+            and not self._disk_full.get(node.node_id)
+            and now - self._unfenced_at.get(node.node_id, now) >= self._settings.preferred_delay_s
         )
         if settled and len(self._nodes()) > 1:
             self._propose(RestorePreferred(node_ids=settled, limit=self._settings.preferred_count))

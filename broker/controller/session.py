@@ -20,6 +20,7 @@ from broker.controller.commands import (
     Outcome,
     PartitionId,
     RegisterNode,
+    ReportDamage,
     StopNode,
 )
 from broker.controller.metadata_log import CallsToNodes, MetadataLog
@@ -78,13 +79,16 @@ class NodeSession:
         metadata_log: MetadataLog,
         calls: CallsToNodes,
         clock: Clock,
+        disk_full: Callable[[], bool] = lambda: False,
         settings: SessionSettings | None = None,
     ) -> None:
+        """disk_full: whether this node can store no records now."""
         self.broker_epoch = 0  # of this life; 0: not registered yet
         self._facts = facts
         self._metadata_log = metadata_log
         self._calls = calls
         self._clock = clock
+        self._disk_full = disk_full
         self._settings = settings or SessionSettings()
         self._answered_at: float | None = None  # when the last heartbeat that was answered had been sent
         self._alone_since = clock.monotonic()  # before the first answer
@@ -144,11 +148,23 @@ class NodeSession:
         Raises what `MetadataLog.execute` does: then nothing is known, and the same may be asked again.
         """
         command = AlterPartitions(node_id=self._facts.node_id, broker_epoch=self.broker_epoch, changes=tuple(changes))
-        executed = await self._metadata_log.execute(command, timeout_s=timeout_s)
+        return self._results((await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes)
+
+    async def report_damage(self, partitions: Sequence[PartitionId], *, timeout_s: float = 5.0) -> list[AlterResult]:
+        """Asks that nobody count on this node's copies of `partitions`; this node has applied what came of it.
+
+        Of those that are gone there is no result. Raises what `MetadataLog.execute` does.
+        """
+        command = ReportDamage(
+            node_id=self._facts.node_id, broker_epoch=self.broker_epoch, partitions=tuple(partitions)
+        )
+        return self._results((await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes)
+
+    def _results(self, outcomes: Sequence[Outcome]) -> list[AlterResult]:
         state = self._metadata_log.state
         return [
             AlterResult(outcome.topic_id, outcome.partition, outcome.error, _partition(state, outcome))
-            for outcome in executed.outcomes
+            for outcome in outcomes
         ]
 
     async def hand_over(
@@ -216,7 +232,11 @@ class NodeSession:
         controller_id = self._metadata_log.controller_id
         if controller_id is None:
             return False
-        heartbeat = NodeHeartbeat(broker_epoch=self.broker_epoch, applied_index=self._metadata_log.state.index)
+        heartbeat = NodeHeartbeat(
+            broker_epoch=self.broker_epoch,
+            applied_index=self._metadata_log.state.index,
+            disk_full=self._disk_full(),
+        )
         call = self._calls.start_call(
             controller_id, HEARTBEAT, heartbeat.SerializeToString(), timeout_s=self._settings.answer_s
         )

@@ -112,6 +112,8 @@ class Partition:
         self.feeds: list[Feed] = []
         self.high_watermark = 0
         self.deleted = False
+        self.lacked_room = False
+        """Records were refused because this node's disk is full, which another node's may not be."""
         self.acks_when_written = False
         """The topic's durability is "replicated": an ack waits for the page cache, the high watermark never does."""
         self._shared = shared
@@ -208,6 +210,7 @@ class Partition:
         try:
             appended = self.local.append(new, now_us=self._shared.clock.wall_us())
         except DiskFull as error:
+            self.lacked_room = True
             raise PostbusError(
                 Reason.ERROR_REASON_DISK_FULL,
                 f"{error}; publishing goes on by itself once there is room",

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ControllerCommand(_message.Message):
-    __slots__ = ("command_id", "create_cluster", "adopt_logs", "create_topic", "update_topic", "add_partitions", "delete_topic", "reserve_producer_ids", "raise_producer_epoch", "register_node", "fence_nodes", "unfence_node", "stop_node", "drain_node", "undrain_node", "remove_node", "alter_partitions", "hand_over", "elect_leaders", "reassign_partitions", "cancel_reassignments", "restore_preferred", "set_throttle")
+    __slots__ = ("command_id", "create_cluster", "adopt_logs", "create_topic", "update_topic", "add_partitions", "delete_topic", "reserve_producer_ids", "raise_producer_epoch", "register_node", "fence_nodes", "unfence_node", "stop_node", "drain_node", "undrain_node", "remove_node", "alter_partitions", "hand_over", "elect_leaders", "reassign_partitions", "cancel_reassignments", "restore_preferred", "set_throttle", "report_damage")
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_CLUSTER_FIELD_NUMBER: _ClassVar[int]
     ADOPT_LOGS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class ControllerCommand(_message.Message):
     CANCEL_REASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_PREFERRED_FIELD_NUMBER: _ClassVar[int]
     SET_THROTTLE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_DAMAGE_FIELD_NUMBER: _ClassVar[int]
     command_id: int
     create_cluster: CreateCluster
     adopt_logs: AdoptLogs
@@ -53,7 +54,8 @@ class ControllerCommand(_message.Message):
     cancel_reassignments: CancelReassignments
     restore_preferred: RestorePreferred
     set_throttle: SetThrottle
-    def __init__(self, command_id: _Optional[int] = ..., create_cluster: _Optional[_Union[CreateCluster, _Mapping]] = ..., adopt_logs: _Optional[_Union[AdoptLogs, _Mapping]] = ..., create_topic: _Optional[_Union[CreateTopic, _Mapping]] = ..., update_topic: _Optional[_Union[UpdateTopic, _Mapping]] = ..., add_partitions: _Optional[_Union[AddPartitions, _Mapping]] = ..., delete_topic: _Optional[_Union[DeleteTopic, _Mapping]] = ..., reserve_producer_ids: _Optional[_Union[ReserveProducerIds, _Mapping]] = ..., raise_producer_epoch: _Optional[_Union[RaiseProducerEpoch, _Mapping]] = ..., register_node: _Optional[_Union[RegisterNode, _Mapping]] = ..., fence_nodes: _Optional[_Union[FenceNodes, _Mapping]] = ..., unfence_node: _Optional[_Union[UnfenceNode, _Mapping]] = ..., stop_node: _Optional[_Union[StopNode, _Mapping]] = ..., drain_node: _Optional[_Union[DrainNode, _Mapping]] = ..., undrain_node: _Optional[_Union[UndrainNode, _Mapping]] = ..., remove_node: _Optional[_Union[RemoveNode, _Mapping]] = ..., alter_partitions: _Optional[_Union[AlterPartitions, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., elect_leaders: _Optional[_Union[ElectLeaders, _Mapping]] = ..., reassign_partitions: _Optional[_Union[ReassignPartitions, _Mapping]] = ..., cancel_reassignments: _Optional[_Union[CancelReassignments, _Mapping]] = ..., restore_preferred: _Optional[_Union[RestorePreferred, _Mapping]] = ..., set_throttle: _Optional[_Union[SetThrottle, _Mapping]] = ...) -> None: ...
+    report_damage: ReportDamage
+    def __init__(self, command_id: _Optional[int] = ..., create_cluster: _Optional[_Union[CreateCluster, _Mapping]] = ..., adopt_logs: _Optional[_Union[AdoptLogs, _Mapping]] = ..., create_topic: _Optional[_Union[CreateTopic, _Mapping]] = ..., update_topic: _Optional[_Union[UpdateTopic, _Mapping]] = ..., add_partitions: _Optional[_Union[AddPartitions, _Mapping]] = ..., delete_topic: _Optional[_Union[DeleteTopic, _Mapping]] = ..., reserve_producer_ids: _Optional[_Union[ReserveProducerIds, _Mapping]] = ..., raise_producer_epoch: _Optional[_Union[RaiseProducerEpoch, _Mapping]] = ..., register_node: _Optional[_Union[RegisterNode, _Mapping]] = ..., fence_nodes: _Optional[_Union[FenceNodes, _Mapping]] = ..., unfence_node: _Optional[_Union[UnfenceNode, _Mapping]] = ..., stop_node: _Optional[_Union[StopNode, _Mapping]] = ..., drain_node: _Optional[_Union[DrainNode, _Mapping]] = ..., undrain_node: _Optional[_Union[UndrainNode, _Mapping]] = ..., remove_node: _Optional[_Union[RemoveNode, _Mapping]] = ..., alter_partitions: _Optional[_Union[AlterPartitions, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ..., elect_leaders: _Optional[_Union[ElectLeaders, _Mapping]] = ..., reassign_partitions: _Optional[_Union[ReassignPartitions, _Mapping]] = ..., cancel_reassignments: _Optional[_Union[CancelReassignments, _Mapping]] = ..., restore_preferred: _Optional[_Union[RestorePreferred, _Mapping]] = ..., set_throttle: _Optional[_Union[SetThrottle, _Mapping]] = ..., report_damage: _Optional[_Union[ReportDamage, _Mapping]] = ...) -> None: ...
 
 class ControllerAnswer(_message.Message):
     __slots__ = ("index", "changed", "outcomes")
@@ -78,12 +80,14 @@ class PartitionAnswer(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., topic_id: _Optional[str] = ..., partition: _Optional[int] = ..., error: _Optional[bytes] = ...) -> None: ...
 
 class NodeHeartbeat(_message.Message):
-    __slots__ = ("broker_epoch", "applied_index")
+    __slots__ = ("broker_epoch", "applied_index", "disk_full")
     BROKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
+    DISK_FULL_FIELD_NUMBER: _ClassVar[int]
     broker_epoch: int
     applied_index: int
-    def __init__(self, broker_epoch: _Optional[int] = ..., applied_index: _Optional[int] = ...) -> None: ...
+    disk_full: bool
+    def __init__(self, broker_epoch: _Optional[int] = ..., applied_index: _Optional[int] = ..., disk_full: bool = ...) -> None: ...
 
 class NodeHeartbeatAnswer(_message.Message):
     __slots__ = ("fenced", "index")
@@ -327,6 +331,16 @@ class HandOver(_message.Message):
     node_id: int
     partitions: _containers.RepeatedCompositeFieldContainer[PartitionId]
     def __init__(self, node_id: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[PartitionId, _Mapping]]] = ...) -> None: ...
+
+class ReportDamage(_message.Message):
+    __slots__ = ("node_id", "broker_epoch", "partitions")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    BROKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    broker_epoch: int
+    partitions: _containers.RepeatedCompositeFieldContainer[PartitionId]
+    def __init__(self, node_id: _Optional[int] = ..., broker_epoch: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[PartitionId, _Mapping]]] = ...) -> None: ...
 
 class ElectLeaders(_message.Message):
     __slots__ = ("partitions", "unclean")
