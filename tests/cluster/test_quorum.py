@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -144,7 +145,7 @@ async def reassigned(cluster: Cluster, *, holds: bool) -> None:
             await asyncio.sleep(0.1)
 
 
-async def until_removed(admin: cluster_pb2_grpc.ClusterServiceAsyncStub) -> None:
+async def until_removed(admin: Any) -> None:
     """A node can go once it is known to be away."""
     async with asyncio.timeout(30):
         while True:
