@@ -117,7 +117,7 @@ class ClusterService:
         self._quorum = quorum
         self._voters = voters
         self._calls = calls
-        self._client = client
+        self.partition_client = client
         self._facts = facts
         self._watches: dict[_Watch, None] = {}
         self._draining = False
@@ -347,8 +347,8 @@ class ClusterService:
                 copies.setdefault(each.topic, {}).setdefault(leader, []).append(each.partition)
         names = list(copies)
         told = await together(
-            [partial(self._client.describe, state.topics[name].topic_id, copies[name]) for name in names],
-            at_once_max=self._client.settings.calls_at_once_max,
+            [partial(self.partition_client.describe, state.topics[name].topic_id, copies[name]) for name in names],
+            at_once_max=self.partition_client.settings.calls_at_once_max,
         )
         return {
             (name, number): facts.size_bytes
@@ -376,7 +376,7 @@ class ClusterService:
             for number, partition in moves:
                 for node_id in {partition.leader, *partition.adding} - {NOBODY}:
                     copies.setdefault(node_id, []).append(number)
-            facts = await self._client.describe(self._metadata_log.state.topics[name].topic_id, copies)
+            facts = await self.partition_client.describe(self._metadata_log.state.topics[name].topic_id, copies)
             for number, partition in moves:
                 leader = facts.get((partition.leader, number))
                 ends = [facts[node_id, number].end_offset for node_id in partition.adding if (node_id, number) in facts]

@@ -15,7 +15,7 @@ from broker.peers.calls import Calls, PeerUnreachable
 from broker.replication.partition import Partition, Published
 from broker.replication.partitions import LedTopic
 from broker.services.forwarding import published_of
-from broker.services.partition_calls import DESCRIBE, FIND_REQUEST, TRIM
+from broker.services.partition_calls import DESCRIBE, ENDS, FIND_REQUEST, TRIM
 from broker.services.publish_route import RETRY_AFTER_MS, Verdict, verdict_of
 from broker.services.together import together
 from broker.stubs import partition_calls_pb2 as calls_pb2
@@ -83,6 +83,49 @@ class PartitionClient:
             at_once_max=self.settings.calls_at_once_max,
         )
         return dict(item for told in each for item in told)
+
+    async def ends(self, topic_id: str, partitions: Sequence[Partition], *, timeout_s: float) -> dict[int, int]:
+        """How far partitions of a topic may be read, by number: at least all that was acknowledged before.
+
+        Leaders are asked, each once for all of its partitions. Raises NO_LEADER if one says nothing in time.
+        """
+        deadline = self._clock.monotonic() + timeout_s
+        found: dict[int, int] = {}
+        while True:
+            asked: dict[int, list[Partition]] = {}
+            for partition in partitions:
+                if partition.number not in found and partition.leader_id is not None:
+                    asked.setdefault(partition.leader_id, []).append(partition)
+            left_s = max(deadline - self._clock.monotonic(), 0.0)
+            told = await together(
+                [partial(self._ask_ends, topic_id, node_id, asked[node_id], left_s) for node_id in sorted(asked)],
+                at_once_max=self.settings.calls_at_once_max,
+            )
+            for ends in told:
+                found.update(ends)
+            missing = [partition for partition in partitions if partition.number not in found]
+            if not missing:
+                return found
+            if self._clock.monotonic() + self.settings.retry_interval_s >= deadline:
+                raise _unreachable(missing[0], "its leader does not say how far it is")
+            await asyncio.sleep(self.settings.retry_interval_s)
+
+    async def _ask_ends(
+        self, topic_id: str, node_id: int, partitions: Sequence[Partition], timeout_s: float
+    ) -> dict[int, int]:
+        question = calls_pb2.FindEnds(topic_id=topic_id, partitions=[partition.number for partition in partitions])
+        try:
+            payload = await self._calls.call(node_id, ENDS, question.SerializeToString(), timeout_s=timeout_s)
+        except (PeerUnreachable, PostbusError, TimeoutError):
+            return {}
+        by_number = {partition.number: partition for partition in partitions}
+        found: dict[int, int] = {}
+        for ends in calls_pb2.FindEndsAnswer.FromString(payload).ends:
+            found[ends.partition] = ends.high_watermark
+            by_number[ends.partition].remote_news(
+                high_watermark=ends.high_watermark, log_start_offset=ends.log_start_offset
+            )
+        return found
 
     async def still_leads(self, partition: Partition) -> bool:
         """Whether none of those who may lead a partition in this node's place does, nor will without its log.

@@ -118,12 +118,19 @@ async def latest(partition: Partition, timeout_s: float) -> int:
 
     Raises NO_LEADER.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
+    deadline = asyncio.get_running_loop().time() + timeout_s
     end = await partition.fresh_high_watermark(timeout_s)
+    await until_known(partition, end, deadline=deadline)
+    return end
+
+
+async def until_known(partition: Partition, end: int, *, deadline: float) -> None:
+    """Returns when this node may read so far: a follower learns of it within moments. Raises NO_LEADER.
+
+    deadline: of the loop's time.
+    """
     if partition.high_watermark >= end:
-        return end
-    # A follower learns of it within moments.
+        return
     changed = asyncio.Event()
     partition.add_listener(changed.set)
     try:
@@ -135,7 +142,6 @@ async def latest(partition: Partition, timeout_s: float) -> int:
         raise publish_route.no_leader(f"{partition.topic}/{partition.number}") from None
     finally:
         partition.remove_listener(changed.set)
-    return end
 
 
 def out_of_range(partition: Partition, offset: int) -> PostbusError:

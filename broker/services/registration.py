@@ -48,6 +48,7 @@ def register(
     """Adds all RPCs to a server."""
     patient = partial(_patient, cluster.catch_up)
     publisher.catch_up = subscriber.surroundings.catch_up = groups.catch_up = cluster.catch_up
+    subscriber.surroundings.partition_client = cluster.partition_client
     _add(
         server,
         "PublisherService",

@@ -38,6 +38,8 @@ class SubscriberSettings:
     partitions_ahead_max: int = 16
     # How long the leader of a partition is waited for when a place in it has to be found.
     leader_wait_s: float = 20.0
+    # The same, when only the end of what may be read is asked for: what is known here can be answered meanwhile.
+    end_wait_s: float = 0.5
     # Between two tries to read a partition whose leader does not answer.
     read_retry_s: float = 0.1
     places_at_once_max: int = 32  # partitions whose leaders are asked at once

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 
@@ -81,7 +81,7 @@ class SubscriberService:
             self._subscriptions.discard(subscription)
 
     async def fetch(self, request: subscriber_pb2.FetchRequest, call: Call) -> bytes:
-        """Fetch: a long poll."""
+        """Fetch: a long poll. What was acknowledged before it is in the answer, or behind an answer that is full."""
         if self._draining is not None:
             raise errors.draining()
         plan = await self._plan_fetch(request, call)
@@ -91,7 +91,12 @@ class SubscriberService:
             try:
                 if self.surroundings.partitions.find(plan.topic.topic_id) is None:
                     raise errors.topic_not_found(plan.topic.name)
-                chunks = await self._read_fetch(plan)
+                full = await self._read_fetch(plan)
+                left_s = deadline - self.surroundings.clock.monotonic()
+                if not (full or plan.ends_known) and (not plan.ends_asked or left_s > 0):
+                    await self._ask_ends(plan)
+                    await self._read_fetch(plan)
+                chunks = plan.chunks
                 left_s = deadline - self.surroundings.clock.monotonic()
                 if not chunks and left_s <= 0 and plan.trouble is not None:
                     raise plan.trouble
@@ -131,6 +136,7 @@ class SubscriberService:
             places=places,
             wait_s=min(wait_s, max(call.timeout_s * 0.9, 0.0)),
             records_max=request.max_records or FETCH_RECORDS_DEFAULT,
+            end_wait_s=min(self.surroundings.settings.end_wait_s, max(call.timeout_s * 0.5, 0.0)),
             limits=DeliveryLimits(
                 codecs=subscribe_start.check_codecs("accept_compressions", request.accept_compressions),
                 response_bytes_max=room,
@@ -173,15 +179,34 @@ class SubscriberService:
             partition.number: positions.within_range(partition, found[partition.number], policy) for partition in chosen
         }
 
-    async def _read_fetch(self, plan: "_FetchPlan") -> list[Buffer]:
-        """Reads from each partition in turn until the answer is full; moves the places."""
-        chunks: list[Buffer] = []
-        size = records = 0
-        partitions = plan.rotated()
-        for partition in partitions:
-            limits, room = plan.limits, plan.limits.response_bytes_max - size
-            if room < RESPONSE_BYTES_MIN // 2 or records >= plan.records_max:
-                break
+    async def _ask_ends(self, plan: "_FetchPlan") -> None:
+        """All that is known here was read: there may be more, acknowledged by leaders elsewhere."""
+        plan.ends_asked = True
+        client, timeout_s = self.surroundings.partition_client, plan.end_wait_s
+        at_end = [each for each in plan.rotated() if plan.places[each.number] >= each.high_watermark]
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            # What this node leads in touch with the controller takes no time.
+            for partition in at_end:
+                if partition.leading:
+                    await partition.fresh_high_watermark(timeout_s)
+            elsewhere = [partition for partition in at_end if not partition.leading]
+            if elsewhere and client is not None:
+                ends = await client.ends(plan.topic.topic_id, elsewhere, timeout_s=timeout_s)
+                for partition in elsewhere:
+                    await positions.until_known(partition, ends[partition.number], deadline=deadline)
+        except PostbusError as error:
+            plan.trouble = error  # what is known here is there all the same
+        else:
+            plan.ends_known, plan.trouble = True, None
+
+    async def _read_fetch(self, plan: "_FetchPlan") -> bool:
+        """Reads on from each partition in turn, and moves the places. True: the answer is full."""
+        chunks, limits = plan.chunks, plan.limits
+        for partition in plan.rotated():
+            room = limits.response_bytes_max - plan.size_bytes
+            if room < RESPONSE_BYTES_MIN // 2 or plan.records >= plan.records_max:
+                return True
             at = plan.places[partition.number]
             end = partition.high_watermark
             if at >= end:
@@ -198,25 +223,25 @@ class SubscriberService:
                 plan.places[partition.number] = end  # compaction left nothing there
             for stored in read:
                 # A record limit cuts the range, so that batches are sliced to it.
-                stop = min(end, delivery.end_after(stored, at, plan.records_max - records))
+                stop = min(end, delivery.end_after(stored, at, plan.records_max - plan.records))
                 cut = delivery.pieces(stored, first_offset=at, end_offset=stop, limits=limits)
                 while (piece := _next_piece(cut, after_others=bool(chunks))) is not None:
                     parts, length = delivery.encode(piece, partition=partition, stored=stored, fence=0)
-                    if chunks and size + length > limits.response_bytes_max:
-                        return chunks
+                    if chunks and plan.size_bytes + length > limits.response_bytes_max:
+                        return True
                     chunks += parts
-                    size += length
+                    plan.size_bytes += length
                     at = piece.end_offset
                     plan.places[partition.number] = at
-                    records += piece.record_count
+                    plan.records += piece.record_count
                     self.surroundings.delivered(partition.topic, piece.record_count, len(piece.batch))
                     if len(chunks) >= CHUNKS_PER_RESPONSE_MAX:
-                        return chunks
+                        return True
                 if at < stop and not delivery.has_records(stored, at, stop):
                     at = plan.places[partition.number] = stop
-                if at < stop or records >= plan.records_max or size >= limits.response_bytes_max:
-                    return chunks
-        return chunks
+                if at < stop or plan.records >= plan.records_max or plan.size_bytes >= limits.response_bytes_max:
+                    return True
+        return False
 
     def _fetch_end(self, plan: "_FetchPlan") -> bytes:
         """Where to go on: every partition, new ones from EARLIEST."""
@@ -334,7 +359,14 @@ class _FetchPlan:
     wait_s: float
     records_max: int
     limits: DeliveryLimits
-    trouble: PostbusError | None = None  # why a partition could not be read
+    end_wait_s: float
+    trouble: PostbusError | None = None  # why a partition could not be read, or how far it is not known
+    ends_asked: bool = False
+    ends_known: bool = False  # all that was acknowledged before the call may be read here
+    # The answer so far.
+    chunks: list[Buffer] = field(default_factory=list)
+    size_bytes: int = 0
+    records: int = 0
 
     def rotated(self) -> list[Partition]:
         """The partitions to read, another one first each time, so that a full answer starves none."""

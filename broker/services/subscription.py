@@ -25,6 +25,7 @@ from broker.services.adapter import ServerStream
 from broker.services.catch_up import CatchUp
 from broker.services.cursor import Cursor
 from broker.services.delivery import Buffer
+from broker.services.partition_client import PartitionClient
 from broker.services.subscribe_start import CREDIT_MAX, Plan, SubscriberSettings
 from broker.services.together import together
 from broker.storage.batch import StoredBatch
@@ -49,7 +50,9 @@ class Surroundings:
     clock: Clock
     settings: SubscriberSettings
     delivered: Callable[[str, int, int], None]  # topic, records, bytes: for metrics
-    catch_up: CatchUp | None = None  # None: what is not known here does not exist
+    # None: what is not known here, of the cluster or of partitions, does not exist.
+    catch_up: CatchUp | None = None
+    partition_client: PartitionClient | None = None
 
     async def look_for(self, topics: Iterable[tuple[str, Iterable[int]]]) -> None:
         """Names of topics and some of their partitions: if this node does not know them all, it makes sure that it

@@ -136,3 +136,27 @@ class ReplicaFacts(_message.Message):
     high_watermark: int
     size_bytes: int
     def __init__(self, partition: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., leads: bool = ..., log_start_offset: _Optional[int] = ..., end_offset: _Optional[int] = ..., durable_end_offset: _Optional[int] = ..., high_watermark: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class FindEnds(_message.Message):
+    __slots__ = ("topic_id", "partitions")
+    TOPIC_ID_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    topic_id: str
+    partitions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, topic_id: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FindEndsAnswer(_message.Message):
+    __slots__ = ("ends",)
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    ends: _containers.RepeatedCompositeFieldContainer[PartitionEnds]
+    def __init__(self, ends: _Optional[_Iterable[_Union[PartitionEnds, _Mapping]]] = ...) -> None: ...
+
+class PartitionEnds(_message.Message):
+    __slots__ = ("partition", "log_start_offset", "high_watermark")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    LOG_START_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    HIGH_WATERMARK_FIELD_NUMBER: _ClassVar[int]
+    partition: int
+    log_start_offset: int
+    high_watermark: int
+    def __init__(self, partition: _Optional[int] = ..., log_start_offset: _Optional[int] = ..., high_watermark: _Optional[int] = ...) -> None: ...

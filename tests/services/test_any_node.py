@@ -13,6 +13,7 @@ from postbus.v1 import cluster_pb2, error_pb2, publisher_pb2, subscriber_pb2, to
 from broker.errors import PostbusError, Reason
 from broker.replication.partition import Partition
 from broker.services.forwarding import Forwarding
+from broker.services.partition_calls import ENDS
 
 
 def request(topic: str, *values: bytes, key: bytes | None = None, **fields: Any) -> publisher_pb2.PublishRequest:
@@ -468,3 +469,75 @@ async def test_what_clients_left_behind_is_not_published_later(
     monkeypatch.undo()
     await cluster[1].publisher.Publish(request("t", b"later", partition=0), timeout=10)
     assert await contents(cluster, 1, "t") == {0: [b"later"]}
+
+
+@pytest.mark.parametrize("replicas", [3, 1])
+async def test_a_fetch_sees_what_was_acknowledged_before_it_anywhere(cluster: LiveCluster, *, replicas: int) -> None:
+    """Through each node, with a replica or without: nothing that another node has acknowledged is missing."""
+    await cluster[1].topics.CreateTopic(
+        topic_pb2.CreateTopicRequest(name="t", partition_count=3, replication_factor=replicas), timeout=20
+    )
+    await cluster.agree()
+    at: dict[int, list[Any]] = {node_id: [] for node_id in NODES}
+    seen = dict.fromkeys(NODES, 0)
+    for number in range(30):
+        await cluster[1 + number % 3].publisher.Publish(request("t", b"v", partition=number % 3), timeout=10)
+        for node_id in NODES[: 1 + number % 3]:
+            fetch = subscriber_pb2.FetchRequest(topic="t", positions=at[node_id])
+            answer = await cluster[node_id].subscriber.Fetch(fetch, timeout=10)
+            at[node_id] = list(answer.next)
+            seen[node_id] += sum(len(batch.batch.records) for batch in answer.batches)
+            assert seen[node_id] == number + 1
+
+
+async def test_a_fetch_asks_nobody_while_there_is_plenty(cluster: LiveCluster) -> None:
+    """An answer that is full needs no leader; one that ends at the end costs each other leader one question."""
+    await cluster.create("t")
+    for partition in range(3):
+        await cluster[1].publisher.Publish(request("t", *[bytes(1000)] * 200, partition=partition), timeout=10)
+    for node_id in NODES:
+        asked: list[str] = []
+        calls = cluster[node_id].node._bus.calls
+        start_call = calls.start_call
+
+        def noted(
+            to: int, method: str, *given: Any, asked: list[str] = asked, original: Any = start_call, **named: Any
+        ) -> Any:
+            asked.append(method)
+            return original(to, method, *given, **named)
+
+        async with asyncio.timeout(20):
+            while any(one.high_watermark < 200 for one in cluster[node_id].topic("t").partitions):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        calls.start_call = noted  # type: ignore[method-assign]
+        places: list[Any] = []
+        for _ in range(5):
+            fetch = subscriber_pb2.FetchRequest(topic="t", max_records=50, positions=places)
+            places = list((await cluster[node_id].subscriber.Fetch(fetch, timeout=10)).next)
+        assert asked.count(ENDS) == 0
+        fetch = subscriber_pb2.FetchRequest(topic="t", positions=places)
+        await cluster[node_id].subscriber.Fetch(fetch, timeout=10)
+        assert asked.count(ENDS) == len(NODES) - 1
+
+
+async def test_an_empty_fetch_that_nobody_confirms_says_so(
+    cluster: LiveCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known is served; that there is no more is not claimed without the leader."""
+    await cluster.create("t", 1)
+    await cluster.led("t", 0, by=2)
+    await cluster[2].publisher.Publish(request("t", b"v", partition=0), timeout=10)
+    fetch = subscriber_pb2.FetchRequest(topic="t")
+    answer = await cluster[1].subscriber.Fetch(fetch, timeout=10)
+
+    async def silent(*_: object) -> bytes:
+        raise PostbusError(Reason.ERROR_REASON_NO_LEADER, "nobody", retry_after_ms=1)
+
+    monkeypatch.setitem(cluster[2].node._bus.calls.handlers, ENDS, silent)
+    assert (await cluster[1].subscriber.Fetch(fetch, timeout=10)).batches == answer.batches
+    fetch.positions.extend(answer.next)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await cluster[1].subscriber.Fetch(fetch, timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    monkeypatch.undo()
+    assert not (await cluster[1].subscriber.Fetch(fetch, timeout=10)).batches
