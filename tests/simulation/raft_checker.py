@@ -5,6 +5,8 @@ completeness, terms and commits that only grow, one applied prefix for all. It r
 applied, voted and logged, so that a restart can take nothing back unseen.
 """
 
+from collections.abc import Callable
+
 from broker.peers.links import PeerId
 from broker.raft.core import RaftCore, Role
 from broker.raft.messages import Entry, Message, Vote, VoteResponse
@@ -19,7 +21,9 @@ class Broken(AssertionError):  # noqa: N818 - named for what happened
 class RaftChecker:
     """Of one cluster, over its whole life."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_durable: Callable[[PeerId, int, int], bool] | None = None) -> None:
+        """is_durable(member, index, term): that disk has this entry, or an image of it; or had, and is lost."""
+        self._is_durable = is_durable
         self.leaders: dict[int, int] = {}
         """Term -> node."""
         self.committed: dict[int, tuple[int, bytes]] = {}
@@ -73,6 +77,8 @@ class RaftChecker:
         self._check_commit(node_id, core, max(first, log.first_index))
         if core.role is Role.LEADER:
             self._check_leader(node_id, core)
+            if before is not None and before[0] is core and (before[1], before[5]) == (core.term, Role.LEADER):
+                self._check_own_commit(node_id, core, before[2])
 
     def _check_leader(self, node_id: int, core: RaftCore) -> None:
         if core.term not in self.leaders:
@@ -85,6 +91,20 @@ class RaftChecker:
                     )
         if self.leaders.setdefault(core.term, node_id) != node_id:
             raise Broken(f"nodes {self.leaders[core.term]} and {node_id} both lead term {core.term}")
+
+    def _check_own_commit(self, node_id: int, core: RaftCore, before: int) -> None:
+        """What a leader commits itself is of its own term, and durable with a majority at that moment."""
+        commit = core.log.commit
+        if commit <= before:
+            return
+        term = core.log.term_at(commit)
+        if term != core.term:
+            raise Broken(f"leader {node_id} of term {core.term} commits by an entry of term {term}, at {commit}")
+        if self._is_durable is not None:
+            voters = [PeerId(seat.node_id, seat.store_id) for seat in core.configuration.seats if seat.voter]
+            holders = [voter for voter in voters if self._is_durable(voter, commit, term)]
+            if len(holders) <= len(voters) // 2:
+                raise Broken(f"leader {node_id} committed {commit}, which is durable on {holders} alone of {voters}")
 
     def _check_log(self, node_id: int, core: RaftCore) -> None:
         """Log matching, by induction: wherever (index, term) is, the entry and the term before it are the same."""

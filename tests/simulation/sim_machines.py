@@ -341,7 +341,7 @@ class Nemesis:
         machine = self._victim(draw)
         if machine is None or machine.process is None:
             return False
-        machine.process.wall_jump_us += draw.choice((-3600, -5, 5, 3600)) * 1_000_000
+        machine.process.wall_jump_us += draw.choice((-100, -5, 5, 100)) * 1_000_000
         return True
 
     def _wipe(self, draw: random.Random) -> bool:

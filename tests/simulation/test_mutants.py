@@ -9,13 +9,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import test_named_scenarios as scenarios
 import test_raft_core_simulation as raft_walk
+from sim_seeds import run_seed
+from test_cluster_simulation import cluster_under_faults
 from test_raft_core_simulation import walk
+from test_raft_simulation import raft_under_faults
 
+from broker.controller import partition_decisions
+from broker.controller.session import NodeSession
 from broker.raft import core as raft_core
 from broker.raft import log as raft_log
+from broker.raft import node as raft_node
+from broker.raft import progress
 from broker.raft.core import RaftCore
 from broker.raft.messages import HardState, Ready
+from broker.replication import follower, leader, partition, partitions
+from broker.replication.leader import LedPartition
 
 ALL = os.environ.get("POSTBUS_SIM_MUTANTS") == "1"
 
@@ -67,6 +77,11 @@ def wild(seed: int) -> Any:
     return walk(4 * (seed // 2) + 2 + seed % 2)
 
 
+def nodes(seed: int) -> None:
+    """Whole nodes with their driver."""
+    run_seed(raft_under_faults, seed)
+
+
 def commits_old_terms(patch: pytest.MonkeyPatch) -> None:
     def commit(self: RaftCore) -> None:
         voters = self.configuration.voters()
@@ -78,15 +93,9 @@ def commits_old_terms(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RaftCore, "_commit_what_a_majority_has", commit)
 
 
-def counts_itself_before_fsync(patch: pytest.MonkeyPatch) -> None:
-    append = RaftCore._append
-
-    def mutated(self: RaftCore, **options: Any) -> int:
-        index = append(self, **options)
-        self.progress[self.me.node_id].match = index
-        return index
-
-    patch.setattr(RaftCore, "_append", mutated)
+def sends_and_applies_before_fsync(patch: pytest.MonkeyPatch) -> None:
+    pending = raft_node._Pending
+    patch.setattr(raft_node, "_Pending", lambda ready, durable: pending(ready, True))
 
 
 def vote_not_saved(patch: pytest.MonkeyPatch) -> None:
@@ -156,17 +165,6 @@ def a_new_disk_keeps_the_seat(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RaftCore, "step", mutated)
 
 
-def fsync_counts_across_terms(patch: pytest.MonkeyPatch) -> None:
-    """The ABA of etcd: what was saved in an earlier term counts for entries that replaced it."""
-
-    def mutated(self: RaftCore, ready: Ready) -> None:
-        if self.role is raft_core.Role.LEADER and ready.entries and (mine := self.progress.get(self.me.node_id)):
-            mine.match = max(mine.match, ready.entries[-1].index)
-            self._commit_what_a_majority_has()
-
-    patch.setattr(RaftCore, "advance", mutated)
-
-
 def several_changes_at_once(patch: pytest.MonkeyPatch) -> None:
     def mutated(self: RaftCore, change: Any, node_id: int = 0) -> int:
         self._check_leads()
@@ -192,8 +190,6 @@ def a_deposed_leader_stays(patch: pytest.MonkeyPatch) -> None:
 
 def images_are_not_followed_up(patch: pytest.MonkeyPatch) -> None:
     """A member that got an image which the log has moved away from since is never sent a newer one."""
-    from broker.raft import progress
-
     accepted = progress.Progress.accepted
 
     def mutated(self: progress.Progress, index: int, *, first_index: int) -> None:
@@ -206,20 +202,140 @@ def images_are_not_followed_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(progress.Progress, "accepted", mutated)
 
 
+@pytest.mark.timeout(600)
 @mutants(
     Mutant("votes for anybody", votes_for_anybody, walk, 5, quick=True),
     Mutant("appends without looking back", appends_without_looking_back, walk, 20, quick=True),
     Mutant("a deposed leader stays", a_deposed_leader_stays, walk, 20, quick=True),
     Mutant("vote not saved", vote_not_saved, wild, 60),
     Mutant("answers before fsync", answers_before_fsync, wild, 60),
-    Mutant("counts itself before fsync", counts_itself_before_fsync, wild, 200),
+    Mutant("sends and applies before fsync", sends_and_applies_before_fsync, nodes, 10, quick=True),
     Mutant("commits entries of old terms", commits_old_terms, wild, 200),
     Mutant("old appends cut the log", old_appends_cut_the_log, wild, 100),
     Mutant("a new disk keeps the seat", a_new_disk_keeps_the_seat, walk, 60),
-    Mutant("fsync counts across terms", fsync_counts_across_terms, wild, 300),
     Mutant("several changes of members at once", several_changes_at_once, wild, 300),
     Mutant("images are not followed up", images_are_not_followed_up, walk, 60),
 )
 def test_raft_mutants_are_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistake in Raft breaks an invariant, or keeps the cluster from settling."""
+    hunt(mutant, monkeypatch)
+
+
+# --- Replication.
+
+
+def scenario(*stories: Callable[[], None]) -> Callable[[int], None]:
+    """One of these named scenarios finds it."""
+
+    def run(seed: int) -> None:
+        for story in stories:
+            story()
+
+    return run
+
+
+def cluster(seed: int) -> None:
+    """Whole clusters under faults."""
+    run_seed(cluster_under_faults, seed)
+
+
+def truncates_to_its_watermark(patch: pytest.MonkeyPatch) -> None:
+    """KIP-101: what a follower does not know to be committed, it cuts off before it follows."""
+    step_up = partition.Partition._step_up
+
+    def mutated(self: partition.Partition) -> None:
+        step_up(self)
+        local = self.local
+        if local is not None and self._cutting is None and local.end_offset > self.high_watermark:
+            self.cut(follower.Truncate(self.high_watermark))
+
+    patch.setattr(partition.Partition, "_step_up", mutated)
+
+
+def waits_for_the_committed_isr(patch: pytest.MonkeyPatch) -> None:
+    """The high watermark follows the ISR that the controller confirmed, and not who may have been taken in."""
+    patch.setattr(LedPartition, "maximal_isr", property(lambda self: frozenset(self.isr)))
+
+
+def counts_the_leader_before_fsync(patch: pytest.MonkeyPatch) -> None:
+    """The high watermark passes what the leader itself has not made durable."""
+    append = partition.Partition.append
+
+    def mutated(self: partition.Partition, new: Any) -> Any:
+        published = append(self, new)
+        assert self._led is not None
+        self._led.local(durable_offset=published.end_offset, written_offset=published.end_offset)
+        return published
+
+    patch.setattr(partition.Partition, "append", mutated)
+
+
+def follows_images_of_an_earlier_life(patch: pytest.MonkeyPatch) -> None:
+    """A node that starts leads and follows by whatever its image says while it is replayed."""
+    init = partitions.Partitions.__init__
+
+    def mutated(self: partitions.Partitions, **options: Any) -> None:
+        init(self, **options)
+        self._may_act = True
+
+    patch.setattr(partitions.Partitions, "__init__", mutated)
+
+
+def joins_below_the_watermark(patch: pytest.MonkeyPatch) -> None:
+    """A follower may join the ISR as soon as it fetches."""
+    belongs = LedPartition._belongs
+
+    def mutated(self: LedPartition, node_id: int, *rest: Any) -> bool:
+        known = self.followers.get(node_id)
+        return belongs(self, node_id, *rest) or (known is not None and known.durable_offset != leader.NOT_FETCHED)
+
+    patch.setattr(LedPartition, "_belongs", mutated)
+
+
+def ignores_broker_epochs(patch: pytest.MonkeyPatch) -> None:
+    """KIP-903: the controller takes members into the ISR whatever life of theirs the leader speaks of."""
+    patch.setattr(partition_decisions, "_unfit", lambda node, member, *, joins: "")
+
+
+def acts_on_a_session_that_is_over(patch: pytest.MonkeyPatch) -> None:
+    """A leader that was away for longer than its session goes on as if nothing had been."""
+    patch.setattr(NodeSession, "session_valid", property(lambda self: self.broker_epoch > 0))
+
+
+@pytest.mark.timeout(600)
+@mutants(
+    Mutant(
+        "truncates to its own watermark",
+        truncates_to_its_watermark,
+        scenario(scenarios.test_nobody_truncates_to_its_own_watermark),
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "waits for the committed isr alone",
+        waits_for_the_committed_isr,
+        scenario(scenarios.test_the_watermark_waits_for_who_may_have_been_taken_in),
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "goes on with a session that is over",
+        acts_on_a_session_that_is_over,
+        scenario(scenarios.test_a_process_that_was_paused_does_not_answer_from_the_past),
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "takes in whatever life of a node",
+        ignores_broker_epochs,
+        scenario(scenarios.test_a_late_change_of_the_isr_does_not_revive_a_wiped_replica),
+        1,
+        quick=True,
+    ),
+    Mutant("counts the leader before fsync", counts_the_leader_before_fsync, cluster, 5, quick=True),
+    Mutant("follows images of an earlier life", follows_images_of_an_earlier_life, cluster, 40),
+    Mutant("joins below the watermark", joins_below_the_watermark, cluster, 20),
+)
+def test_replication_mutants_are_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in replication breaks an invariant, a client's history, or a named scenario."""
     hunt(mutant, monkeypatch)

@@ -51,7 +51,10 @@ async def publish(
 
 
 async def read(cluster: Cluster, node_id: int, *, offset: int = 0) -> list[str]:
-    """All that a client can read there, from an offset on."""
+    """All that a client can read there, from an offset on, once the node knows what the leader knows now."""
+    partition = cluster.partition(node_id, TOPIC)
+    known = await cluster.ask(node_id, lambda node: partition.fresh_high_watermark(5.0))
+    await cluster.until("it is known", lambda: partition.high_watermark >= known)
     request = subscriber_pb2.FetchRequest(topic=TOPIC)
     request.positions.add(topic=TOPIC, partition=0, offset=offset)
     answer = await cluster.ask(node_id, lambda node: node.subscriber.fetch(request, call(5.0)))

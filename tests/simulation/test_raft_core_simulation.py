@@ -136,7 +136,7 @@ class Cluster:
             promote_lag_entries=5,
             apply_entries_max=4,
         )
-        self.checker = RaftChecker()
+        self.checker = RaftChecker(is_durable=self.is_durable)
         self.trace = Trace()
         self.nodes = {node_id: Node(self, node_id) for node_id in self.founders}
         self.messages: list[Message] = []
@@ -202,6 +202,15 @@ class Cluster:
         if target.core is not None:
             target.core.step(message)
             target.pump()
+
+    def is_durable(self, member: PeerId, index: int, term: int) -> bool:
+        """On the disk of that node. One that was lost since may have said so before."""
+        disk = self.nodes[member.node_id].disk
+        if member.store_id not in ("", disk.store_id):
+            return True
+        entry = disk.entries.get(index)
+        has_image = disk.snapshot is not None and disk.snapshot.index >= index
+        return has_image or (entry is not None and entry.term == term)
 
     def propose(self) -> None:
         leader = self.leader()
