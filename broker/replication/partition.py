@@ -446,6 +446,8 @@ class Partition:
                 settings=shared.settings.isr,
                 now_s=shared.clock.monotonic(),
             )
+            # Only after an unclean election there is less than was committed.
+            self.high_watermark = self._led.high_watermark
             self._progressed()
             shared.isr_changes.led(self)
             if shared.feeder is not None:
@@ -612,6 +614,8 @@ class Partition:
         try:
             if isinstance(act, Truncate):
                 end_offset = await local.truncate(act.end_offset)
+                # What an unclean election took away must not count as committed when something else is in its place.
+                self.high_watermark = min(self.high_watermark, end_offset)
                 self._safe_waiters.fail_above(end_offset, self._not_appended)
                 log.info("log_truncated", topic=self.topic, partition=self.number, end_offset=end_offset, was=before)
             else:

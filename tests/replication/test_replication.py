@@ -553,3 +553,30 @@ async def test_refusals_name_the_leader(cluster: ReplicaCluster) -> None:
     refusal = cluster.partition(2).writable_error()
     assert refusal is not None and refusal.reason == error_pb2.ERROR_REASON_NOT_LEADER
     assert refusal.metadata == {"leader_id": "1", "leader_endpoint": "one:7070"}
+
+
+@simulated()
+async def test_after_an_unclean_election_nothing_counts_as_committed_that_went_with_it(cluster: ReplicaCluster) -> None:
+    """What the next leaders append at the same offsets is acknowledged once it is replicated, not at once."""
+    await cluster.acknowledge(1, 5)
+    await cluster.in_sync(1, 2, 3)
+    cluster.network.cut(1, 3)
+    cluster.change(isr=(1, 2))
+    lost = [cluster.append(1) for _ in range(10)]
+    await cluster.until(lambda: cluster.partition(2).high_watermark == 15)
+    for payload in lost:
+        del cluster.acknowledged[payload]
+    cluster.change(leader=3, isr=(3,), elr=())
+    cluster.network.heal_all()
+    await cluster.in_sync(1, 2, 3)
+    assert [cluster.partition(n).high_watermark for n in (1, 2, 3)] == [5, 5, 5]
+    cluster.fail_over(1)
+    await cluster.until(lambda: cluster.partition(1).writable_error() is None)
+    await cluster.in_sync(1, 2, 3)
+    cluster.network.cut(2, 1)
+    payload = cluster.append(1)
+    assert payload not in cluster.acknowledged
+    assert cluster.partition(1).high_watermark == 5
+    cluster.network.heal_all()
+    await cluster.in_sync(1, 2, 3)
+    await same_everywhere(cluster, 1, 2, 3)
