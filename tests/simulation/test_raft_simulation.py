@@ -305,11 +305,11 @@ async def raft_under_faults(loop: SimLoop) -> tuple[RaftCluster, Nemesis]:
 def test_raft_keeps_its_promises(seed: int) -> None:
     """No invariant breaks at any step; once the faults end there is a leader, and everything goes on."""
     _, (cluster, nemesis) = run_seed(raft_under_faults, seed)
-    assert cluster.proposed > 200
-    assert len(cluster.acknowledged) > 100
+    assert cluster.proposed > 60
+    assert len(cluster.acknowledged) > 30
     assert cluster.checker.elections_count >= 2
     assert cluster.snapshots_count > 2
-    assert sum(nemesis.faults.values()) > 20, nemesis.faults
+    assert sum(nemesis.faults.values()) > 10, nemesis.faults
 
 
 def test_raft_replays() -> None:
