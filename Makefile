@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev demo demo-cluster bench test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check clean
+.PHONY: help setup run dev demo demo-cluster bench bench-cluster test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ demo-cluster: $(INSTALLED) ## The same through three nodes, with a leader killed
 
 bench: $(INSTALLED) ## Measures a node on this machine; ARGS=--quick for a short run.
 	@$(BIN)/python -m bench.run $(ARGS)
+
+bench-cluster: $(INSTALLED) ## Measures three nodes on this machine; ARGS=--quick for a short run.
+	@$(BIN)/python -m bench.cluster $(ARGS)
 
 test: $(INSTALLED) ## Runs the tests.
 	@$(BIN)/python -m pytest -q $(ARGS)

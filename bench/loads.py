@@ -14,15 +14,17 @@ import uvloop
 from postbus import Client
 from postbus.v1 import publisher_pb2, record_pb2, subscriber_pb2
 
-Result = dict[str, float]
+Result = dict[str, Any]
 
 
-async def bulk_publish(address: str, *, topic: str, record_bytes: int, records: int, chunk: int, keyed: int) -> Result:
-    """The SDK's bulk call: lists of records, `keyed` or not."""
+async def bulk_publish(
+    address: str, *, topic: str, record_bytes: int, records: int, chunk: int, keyed: int, direct: int = 1
+) -> Result:
+    """The SDK's bulk call: lists of records, `keyed` or not; `direct` to the leaders, or all to the first address."""
     value = os.urandom(record_bytes)
     keys = [b"key-%d" % number for number in range(10_000)]
     bulk: list[Any] = [(keys[index % len(keys)], value) for index in range(chunk)] if keyed else [value] * chunk
-    async with Client(address) as client, client.publisher() as publisher:
+    async with Client(address) as client, client.publisher(direct=bool(direct)) as publisher:
         await publisher.publish_many(topic, bulk[:1])
         await publisher.flush()
         begin = time.perf_counter()
@@ -107,7 +109,7 @@ async def idle_subscribers(address: str, *, topic: str, subscribers: int) -> Res
 
 
 async def every_5_ms(address: str, *, topic: str, seconds: int) -> Result:
-    """A publisher that never waits for an answer; what it measures is the longest time in which none came."""
+    """A publisher that never waits for an answer: when each came, on the clock that all processes share."""
     answered: list[float] = []
     failed = 0
 
@@ -115,7 +117,7 @@ async def every_5_ms(address: str, *, topic: str, seconds: int) -> Result:
         nonlocal failed
         try:
             await delivery
-            answered.append(time.perf_counter())
+            answered.append(time.monotonic())
         except Exception as error:
             failed += 1
             print(f"not acknowledged: {error!r}", file=sys.stderr)
@@ -123,15 +125,50 @@ async def every_5_ms(address: str, *, topic: str, seconds: int) -> Result:
     async with Client(address) as client, client.publisher(linger=0) as publisher:
         await (await publisher.publish(topic, b"first"))
         print("publishing", flush=True)
-        begin = time.perf_counter()
+        end = time.monotonic() + seconds
         following: list[asyncio.Task[None]] = []
-        while time.perf_counter() - begin < seconds:
+        while time.monotonic() < end:
             following.append(asyncio.create_task(follow(await publisher.publish(topic, b"%d" % len(following)))))
             await asyncio.sleep(0.005)
         await asyncio.gather(*following)
-    moments = [begin, *sorted(answered)]
-    longest = max(later - earlier for earlier, later in itertools.pairwise(moments))
-    return {"longest_pause_s": longest, "acknowledged": len(answered), "lost": failed}
+    return {"acknowledged_at": answered, "lost": failed}
+
+
+async def group_every_5_ms(address: str, *, topic: str, group: str, seconds: int) -> Result:
+    """The same with a member of a group: when each record reached it, and when each commit for another was answered."""
+    delivered: list[float] = []
+    committed: list[float] = []
+
+    async def read(client: Client) -> None:
+        async with client.subscribe(topic, group=group, start="latest") as subscription:
+            async for _ in subscription:
+                delivered.append(time.monotonic())  # noqa: PERF401 - each as it comes
+
+    async def commit(client: Client) -> None:
+        # Its offsets are written by the same coordinator, and one at a time.
+        for offset in itertools.count(1):
+            await client.groups.commit(f"{group}-offsets", {(topic, 0): min(offset, len(delivered))})
+            committed.append(time.monotonic())
+            await asyncio.sleep(0.005)
+
+    async with Client(address) as client:
+        await client.groups.create(f"{group}-offsets")
+        tasks = [asyncio.create_task(read(client)), asyncio.create_task(commit(client))]
+        async with client.publisher(linger=0) as publisher:
+            while not delivered:
+                await publisher.publish(topic, b"first")
+                await asyncio.sleep(0.05)
+            print("publishing", flush=True)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                await publisher.publish(topic, b"")
+                await asyncio.sleep(0.005)
+        for task in tasks:
+            if task.done():
+                task.result()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return {"delivered_at": delivered, "committed_at": committed}
 
 
 LOADS: dict[str, Callable[..., Awaitable[Result]]] = {
@@ -144,6 +181,7 @@ LOADS: dict[str, Callable[..., Awaitable[Result]]] = {
         one_in_flight,
         idle_subscribers,
         every_5_ms,
+        group_every_5_ms,
     )
 }
 

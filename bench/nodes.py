@@ -1,7 +1,6 @@
 """Several nodes that are one bus, each a process of its own, for a measurement."""
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
@@ -29,6 +28,13 @@ class Member:
     peer_port: int
     http_port: int
     process: "subprocess.Popen[bytes] | None" = None
+    log_start: int = 0
+    """Where the latest start begins in its log."""
+
+    @property
+    def log(self) -> Path:
+        """What it wrote."""
+        return self.folder.with_suffix(".log")
 
     @property
     def address(self) -> str:
@@ -48,11 +54,17 @@ class Nodes:
     start_seconds: float = 0.0
     """From the first command until the last was ready."""
     settings: dict[str, str] = field(default_factory=dict)
+    log_level: str = "info"
 
     @property
     def address(self) -> str:
         """Every node's, for clients."""
         return ",".join(member.address for member in self.members)
+
+    @property
+    def address_of_running(self) -> str:
+        """Of those that are left."""
+        return ",".join(member.address for member in self.members if member.process is not None)
 
     def member(self, node_id: int) -> Member:
         """By number."""
@@ -67,10 +79,14 @@ class Nodes:
             command = [sys.executable, "-m", "broker.cli.main", "serve", "--data-dir", str(one.folder)]
             command += ["--node-id", str(one.node_id), "--cluster-id", CLUSTER_ID, "--peers", peers]
             command += ["--client-port", str(one.client_port), "--peer-port", str(one.peer_port)]
-            command += ["--http-port", str(one.http_port), "--log-format", "json", "--log-level", "info"]
+            command += ["--http-port", str(one.http_port), "--log-format", "json", "--log-level", self.log_level]
             for name, value in self.settings.items():
                 command += [f"--{name}", value]
-            one.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            one.folder.parent.mkdir(parents=True, exist_ok=True)
+            # Into a file: a pipe that nobody reads would stop the node once it is full.
+            with one.log.open("ab") as output:
+                one.log_start = output.tell()
+                one.process = subprocess.Popen(command, stderr=output, stdout=subprocess.DEVNULL)
         for one in waiting:
             _until_ready(one)
         self.start_seconds = time.perf_counter() - begin
@@ -122,14 +138,15 @@ def metadata(nodes: Nodes) -> Any:
 
 
 def _until_ready(one: Member) -> None:
-    assert one.process is not None and one.process.stderr is not None
-    seen: list[str] = []
-    for line in one.process.stderr:
-        seen.append(line.decode(errors="replace"))
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line).get("event") == "node_ready":
+    assert one.process is not None
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline and one.process.poll() is None:
+        with one.log.open("rb") as written:
+            written.seek(one.log_start)
+            if b'"node_ready"' in written.read():
                 return
-    raise SystemExit(f"node {one.node_id} did not start:\n" + "".join(seen[-30:]))
+        time.sleep(0.01)
+    raise SystemExit(f"node {one.node_id} did not start:\n" + "\n".join(one.log.read_text().splitlines()[-30:]))
 
 
 def _holds(one: Member) -> float:
