@@ -23,7 +23,7 @@ export const v1 = loadPackageDefinition(
 /**
  * Clients of every service on one connection to `address`, which may be any node.
  *
- * @param {string} address host:port
+ * @param {string} address host:port, or several as ipv4:host:port,host:port (IP addresses)
  */
 export function connect(address) {
   const options = { 'grpc.keepalive_time_ms': 30_000 };

@@ -4,6 +4,7 @@ Nothing here waits for a length of time: a test waits for a line that a program 
 word. Every wait has a bound. Only processes started here are ended here, each by its own id.
 """
 
+import asyncio
 import contextlib
 import os
 import re
@@ -13,9 +14,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -31,6 +32,11 @@ from postbus.v1 import (
 )
 
 ROOT = Path(__file__).parents[2]
+# The harness of real processes, which tests import by path.
+sys.path[:0] = [str(ROOT / "tests/cluster"), str(ROOT / "tests/chaos")]
+
+from cluster import Cluster  # noqa: E402
+
 WAIT_S = 60.0
 BUILD_S = 600.0
 GO_MINIMUM = (1, 24)
@@ -175,45 +181,10 @@ class Programs:
             pytest.fail(f"waited for {what}{''.join(said)}")
 
 
-class Broker:
-    """`postbus serve` as a child, on ports and a data directory that it keeps across restarts."""
+class Bus:
+    """What tests ask of a bus at an address. `address` is what programs are given."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._client_port, self._http_port = _free_ports(2)
-        self._program: Program | None = None
-        self.address = f"127.0.0.1:{self._client_port}"
-
-    def start(self) -> None:
-        """Starts it and waits until it serves."""
-        self._program = Program(
-            sys.executable, "-m", "broker.cli.main", "serve",
-            "--data-dir", self._folder / "data",
-            "--client-port", str(self._client_port),
-            "--http-port", str(self._http_port),
-            log=self._folder / "broker.log", cwd=self._folder,
-        )  # fmt: skip
-        with grpc.insecure_channel(self.address, [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
-            request = health_pb2.HealthCheckRequest()
-            call = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=WAIT_S, wait_for_ready=True)
-            threading.Thread(target=self._program.call_at_end, args=(call.cancel,), daemon=True).start()
-            try:
-                for answer in call:
-                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                        return
-            except grpc.RpcError as error:
-                pytest.fail(f"the broker does not serve: {error.details()}\n{self._program.errors()}")
-
-    def kill(self) -> None:
-        """kill -9."""
-        self._program.kill()
-
-    def stop(self) -> None:
-        """Ends it as a supervisor would."""
-        if self._program is not None:
-            with self._program:
-                if self._program.running:
-                    self._program.stop()
+    address: str
 
     def create_topic(self, name: str, *, partitions: int = 6) -> None:
         """Creates a topic."""
@@ -280,6 +251,94 @@ class Broker:
         pytest.fail(f"the subscription to {topic} ended after {len(found)} records")
 
 
+class Broker(Bus):
+    """`postbus serve` as a child, on ports and a data directory that it keeps across restarts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._client_port, self._http_port = _free_ports(2)
+        self._program: Program | None = None
+        self.address = f"127.0.0.1:{self._client_port}"
+
+    def start(self) -> None:
+        """Starts it and waits until it serves."""
+        self._program = Program(
+            sys.executable, "-m", "broker.cli.main", "serve",
+            "--data-dir", self._folder / "data",
+            "--client-port", str(self._client_port),
+            "--http-port", str(self._http_port),
+            log=self._folder / "broker.log", cwd=self._folder,
+        )  # fmt: skip
+        with grpc.insecure_channel(self.address, [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
+            request = health_pb2.HealthCheckRequest()
+            call = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=WAIT_S, wait_for_ready=True)
+            threading.Thread(target=self._program.call_at_end, args=(call.cancel,), daemon=True).start()
+            try:
+                for answer in call:
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            except grpc.RpcError as error:
+                pytest.fail(f"the broker does not serve: {error.details()}\n{self._program.errors()}")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._program.kill()
+
+    def stop(self) -> None:
+        """Ends it as a supervisor would."""
+        if self._program is not None:
+            with self._program:
+                if self._program.running:
+                    self._program.stop()
+
+
+class Nodes:
+    """Three brokers that are one bus: the harness of tests/cluster, on a loop of its own beside the test's thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._cluster = Cluster(folder)
+
+    def start(self) -> None:
+        """Starts those that do not run; returns when all replicas are in sync."""
+        self._do(self._cluster.start())
+        self._do(self._cluster.until_in_sync())
+
+    def kill(self, number: int) -> None:
+        """kill -9."""
+        self._do(self._cluster.kill(number))
+
+    def close(self) -> None:
+        """Ends them, and the loop."""
+        try:
+            self._do(self._cluster.close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(WAIT_S)
+            self._loop.close()
+
+    def node(self, number: int) -> Bus:
+        """The bus through one node."""
+        bus = Bus()
+        bus.address = self._cluster.nodes[number].target
+        return bus
+
+    def all(self, *numbers: int) -> Bus:
+        """The bus through whichever of these nodes is there, the first of them first."""
+        bus = Bus()
+        bus.address = "ipv4:" + ",".join(self._cluster.nodes[number].target for number in numbers)
+        return bus
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * WAIT_S)
+        except Exception as error:
+            error.add_note(self._cluster.log())
+            raise
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -307,6 +366,27 @@ def _live(folder: Path) -> Iterator[Broker]:
         yield live
     finally:
         live.stop()
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Three nodes that tests share, and leave running."""
+    yield from _live_nodes(tmp_path_factory.mktemp("nodes"))
+
+
+@pytest.fixture
+def own_nodes(tmp_path: Path) -> Iterator[Nodes]:
+    """Three nodes for one test to do with as it likes."""
+    yield from _live_nodes(tmp_path)
+
+
+def _live_nodes(folder: Path) -> Iterator[Nodes]:
+    live = Nodes(folder)
+    try:
+        live.start()
+        yield live
+    finally:
+        live.close()
 
 
 @pytest.fixture
@@ -361,13 +441,13 @@ class Language:
         self._publisher = publisher
         self._subscriber = subscriber
 
-    def publisher(self, broker: Broker, topic: str) -> list[str | Path]:
+    def publisher(self, bus: Bus, topic: str) -> list[str | Path]:
         """The publisher of lines from standard input: key, tab, value."""
-        return [*self._publisher, "--address", broker.address, "--topic", topic, "--key-delimiter", r"\t"]
+        return [*self._publisher, "--address", bus.address, "--topic", topic, "--key-delimiter", r"\t"]
 
-    def subscriber(self, broker: Broker, topic: str, *, group: str) -> list[str | Path]:
+    def subscriber(self, bus: Bus, topic: str, *, group: str) -> list[str | Path]:
         """The group subscriber; it prints partition, offset, key and value, separated by tabs."""
-        return [*self._subscriber, "--address", broker.address, "--group", group, topic]
+        return [*self._subscriber, "--address", bus.address, "--group", group, topic]
 
 
 @pytest.fixture

@@ -46,8 +46,25 @@ def test_what_one_language_publishes_the_other_consumes_once_and_in_order(
 ) -> None:
     """Undisturbed, a group sees each record exactly once, keys in order; and not again after leaving politely."""
     broker.create_topic(topic, partitions=PARTITIONS)
-    subscriber = run(*language(subscribing).subscriber(broker, topic, group=topic))
-    publisher = run(*language(publishing).publisher(broker, topic))
+    exchange(run, topic, language(publishing).publisher(broker, topic), language(subscribing), broker)
+
+
+@pytest.mark.parametrize(
+    ("number", "publishing", "subscribing"), [(1, "go", "node"), (2, "node", "go"), (3, "go", "node")]
+)
+def test_any_of_three_nodes_is_the_whole_bus(  # noqa: PLR0917 - fixtures
+    nodes, run, topic: str, language: Callable, number: int, publishing: str, subscribing: str
+) -> None:
+    """The same programs, told of one node alone, whichever it is: nothing of a topic made through another is missed."""
+    nodes.node(number % 3 + 1).create_topic(topic, partitions=PARTITIONS)
+    node = nodes.node(number)
+    exchange(run, topic, language(publishing).publisher(node, topic), language(subscribing), node)
+
+
+def exchange(run, topic: str, publish: list, subscribing, bus) -> None:
+    """A publisher and a group's member; then a second member goes on where the first one left."""
+    subscriber = run(*subscribing.subscriber(bus, topic, group=topic))
+    publisher = run(*publish)
     publisher.say(lines(range(COUNT)))
     publisher.finish_input()
     assert publisher.wait() == 0, publisher.errors()
@@ -58,8 +75,8 @@ def test_what_one_language_publishes_the_other_consumes_once_and_in_order(
 
     assert subscriber.stop(signal.SIGINT) == 0, subscriber.errors()
     later = range(COUNT, COUNT + KEYS)
-    successor = run(*language(subscribing).subscriber(broker, topic, group=topic))
-    publisher = run(*language(publishing).publisher(broker, topic))
+    successor = run(*subscribing.subscriber(bus, topic, group=topic))
+    publisher = run(*publish)
     publisher.say(lines(later))
     publisher.finish_input()
     assert publisher.wait() == 0, publisher.errors()
@@ -146,6 +163,28 @@ def test_member_survives_a_killed_broker(own_broker, run, language: Callable, na
     assert member.stop(signal.SIGINT) == 0, member.errors()
     first_times = dict.fromkeys(values(member.lines))
     assert_in_order_by_key(first_times)
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_clients_of_a_killed_node_go_on_through_another(own_nodes, run, language: Callable, name: str) -> None:
+    """Given all addresses, publisher and member need no more than their loops: each line is there once, in order."""
+    own_nodes.node(3).create_topic("flights", partitions=PARTITIONS)
+    everywhere, other = own_nodes.all(1, 2, 3), own_nodes.node(2)
+    member = run(*language(name).subscriber(everywhere, "flights", group="counters"))
+    publisher = run(*language(name).publisher(everywhere, "flights"))
+    publisher.say(lines(range(COUNT)))
+    run.wait_until(lambda: len(member.lines) > 0, "the first records")
+    own_nodes.kill(1)
+    publisher.say(lines(range(COUNT, 2 * COUNT)))
+    publisher.finish_input()
+    assert publisher.wait() == 0, publisher.errors()
+    run.wait_until(lambda: len(seen(member)) == 2 * COUNT, "all records")
+    assert member.stop(signal.SIGINT) == 0, member.errors()
+    assert_in_order_by_key(dict.fromkeys(values(member.lines)))
+    logs = [[int(record.value) for record in records] for records in other.records("flights").values()]
+    assert sorted(number for log in logs for number in log) == list(range(2 * COUNT))
+    for log in logs:
+        assert_in_order_by_key(log)
 
 
 def test_load_generator_reports_what_was_acknowledged(broker, run, topic: str, go_clients: Path) -> None:

@@ -26,6 +26,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	pb "postbus.dev/go/postbus/v1"
@@ -35,7 +37,7 @@ import (
 const window = 1000
 
 func main() {
-	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus")
+	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus; or several, as ipv4:host:port,host:port")
 	topic := flag.String("topic", "my_topic", "topic to publish to; it must exist")
 	delimiter := flag.String("key-delimiter", "", `what separates key and value, such as '\t'; empty: no keys`)
 	idPrefix := flag.String("request-id-prefix", rand.Text(), "request ids are this and the record's number; repeat it to repeat a run safely")
@@ -43,8 +45,7 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	conn, err := grpc.NewClient(*address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second}))
+	conn, err := connect(*address)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -76,6 +77,27 @@ func main() {
 		log.Fatalf("%v (%d acknowledged, %d of unknown outcome)", err, p.acknowledged, len(p.unacked))
 	}
 	log.Printf("published %d records, %d of them by an earlier try", p.acknowledged, p.duplicates)
+}
+
+// connect knows one address, which may be a DNS name for all nodes, or several: when a node goes away, the next stream
+// finds the next one.
+func connect(address string) (*grpc.ClientConn, error) {
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second}),
+	}
+	nodes, several := strings.CutPrefix(address, "ipv4:")
+	if !several {
+		return grpc.NewClient(address, options...)
+	}
+	// gRPC's form of a list of addresses, which gRPC for Go does not know by itself.
+	list := manual.NewBuilderWithScheme("ipv4")
+	var state resolver.State
+	for _, node := range strings.Split(nodes, ",") {
+		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: node}}})
+	}
+	list.InitialState(state)
+	return grpc.NewClient("ipv4:///postbus", append(options, grpc.WithResolvers(list))...)
 }
 
 func record(line, delimiter string) *pb.Record {

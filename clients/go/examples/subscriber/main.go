@@ -17,6 +17,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	pb "postbus.dev/go/postbus/v1"
@@ -90,7 +93,7 @@ func (m *member) leave() {
 }
 
 func main() {
-	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus")
+	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus; or several, as ipv4:host:port,host:port")
 	group := flag.String("group", "my_group", "group to join; the first member creates it")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: subscriber [flags] topic…")
@@ -104,8 +107,7 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends it at once
-	conn, err := grpc.NewClient(*address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second}))
+	conn, err := connect(*address)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -119,6 +121,27 @@ func main() {
 	if err := subscribe(ctx, pb.NewSubscriberServiceClient(conn), start, func(b *pb.DeliveredBatch) { print(out, b) }); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// connect knows one address, which may be a DNS name for all nodes, or several: when a node goes away, the next stream
+// finds the next one.
+func connect(address string) (*grpc.ClientConn, error) {
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second}),
+	}
+	nodes, several := strings.CutPrefix(address, "ipv4:")
+	if !several {
+		return grpc.NewClient(address, options...)
+	}
+	// gRPC's form of a list of addresses, which gRPC for Go does not know by itself.
+	list := manual.NewBuilderWithScheme("ipv4")
+	var state resolver.State
+	for _, node := range strings.Split(nodes, ",") {
+		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: node}}})
+	}
+	list.InitialState(state)
+	return grpc.NewClient("ipv4:///postbus", append(options, grpc.WithResolvers(list))...)
 }
 
 // print writes a batch, all of it before it returns: what is acknowledged must be out.
