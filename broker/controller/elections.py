@@ -71,7 +71,7 @@ def with_target(before: PartitionState, target: tuple[int, ...], terms: Terms) -
     # Who was only on its way here and is not wanted any more can go at once, unless it alone has everything.
     dropped = [node_id for node_id in before.adding if node_id not in target]
     isr = [node_id for node_id in before.isr if node_id not in dropped]
-    if before.isr and not isr:
+    if _holds_all(before) and all(node_id in dropped for node_id in _holds_all(before)):
         dropped, isr = [], list(before.isr)
     leaving = tuple(node_id for node_id in before.replicas if node_id not in target and node_id not in dropped)
     moved = replace(
@@ -85,13 +85,18 @@ def with_target(before: PartitionState, target: tuple[int, ...], terms: Terms) -
 
 
 def with_original(before: PartitionState, terms: Terms) -> PartitionState | None:
-    """Stops a reassignment: what was added goes. None if only what was added is in sync."""
+    """Stops a reassignment: what was added goes. None if only what was added has everything."""
     replicas = tuple(node_id for node_id in before.replicas if node_id not in before.adding)
     isr = tuple(node_id for node_id in before.isr if node_id in replicas)
-    if before.isr and not isr:
+    if _holds_all(before) and not any(node_id in replicas for node_id in _holds_all(before)):
         return None
     kept = replace(before, replicas=replicas, adding=(), removing=())
     return _numbered(before, _led(_in_sync(kept, isr, terms, ()), terms))
+
+
+def _holds_all(partition: PartitionState) -> tuple[int, ...]:
+    """Who has all that was acknowledged, and may lead; the others wait for one of them to come back."""
+    return partition.isr or partition.elr
 
 
 def _in_sync(before: PartitionState, isr: Collection[int], terms: Terms, distrusted: Collection[int]) -> PartitionState:

@@ -8,6 +8,7 @@ from broker.controller.commands import (
     AlterPartition,
     AlterPartitions,
     CancelReassignments,
+    Command,
     DrainNode,
     ElectLeaders,
     FenceNodes,
@@ -115,6 +116,18 @@ class TestReassignment:
         assert partition(state).isr == (4,)
         _, decision = step(state, CancelReassignments())
         assert errors(decision) == [error_pb2.ERROR_REASON_NOT_ENOUGH_REPLICAS]
+
+    @pytest.mark.parametrize("change", [CancelReassignments(), move(0, 2, 3), move(0, 1, 2, 3)])
+    def test_the_only_one_who_may_lead_again_is_never_taken_away(self, change: Command) -> None:
+        """Nobody is in sync, and only a replica that was to come has everything: its copy outlives any change."""
+        lower = UpdateTopic(name="orders", paths=("config",), config=TopicConfig(min_insync_replicas=1))
+        state = run(self.BEFORE, lower, move(0, 4, 5))
+        state = run(state, alter(state, 0, 1, 4))
+        state = run(state, FenceNodes(node_ids=(1,)), FenceNodes(node_ids=(4,)))
+        assert (partition(state).isr, partition(state).elr, partition(state).leader) == ((), (4,), 0)
+        state = run(state, change)
+        assert 4 in partition(state).replicas and 4 in partition(state).elr
+        assert partition(started(state, 4)).leader == 4
 
     def test_another_target_may_be_chosen_on_the_way(self) -> None:
         state = run(self.BEFORE, move(0, 4, 5), move(0, 1, 2, 5))
