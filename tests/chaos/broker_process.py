@@ -36,6 +36,7 @@ class BrokerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
+        self._lines_of_process: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         self._news = asyncio.Event()
 
     @property
@@ -62,6 +63,7 @@ class BrokerProcess:
     async def start(self, *, wait: bool = True, **environment: str) -> None:
         """Starts a process, with settings by environment; returns when it serves (`wait`), or at once."""
         assert self._process is None
+        self._lines_of_process.clear()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("POSTBUS_")}
         command = ("serve", "--data-dir", str(self.folder), "--client-port", str(self.port), "--http-port", "off")
         self._process = await asyncio.create_subprocess_exec(
@@ -85,8 +87,8 @@ class BrokerProcess:
         await self._until(self.ready.is_set, or_end=True)
 
     async def until_logged(self, text: str) -> None:
-        """Waits until a line of its log holds this."""
-        await self._until(lambda: any(text in line for line in self._lines))
+        """Waits until a line that the process that runs has logged holds this."""
+        await self._until(lambda: any(text in line for line in self._lines_of_process))
 
     async def kill(self) -> None:
         """SIGKILL; returns when the process is gone."""
@@ -127,6 +129,7 @@ class BrokerProcess:
         async for line in process.stderr:
             text = line.decode(errors="replace").rstrip()
             self._lines.append(text)
+            self._lines_of_process.append(text)
             if '"node_ready"' in text:
                 self.starts.append(json.loads(text))
                 self.ready.set()

@@ -27,6 +27,7 @@ def largest(folder: Path, kind: str) -> Path:
     return max((folder / "data").glob(f"*.{kind}"), key=lambda file: file.stat().st_size)
 
 
+@pytest.mark.slow
 async def test_a_bit_flipped_in_the_wal(tmp_path: Path) -> None:
     """What was promised is gone from that disk: the node says so, refills, and counts again only then."""
 
@@ -53,6 +54,7 @@ async def test_a_bit_flipped_in_the_wal(tmp_path: Path) -> None:
         await Workload(cluster).run(trouble, faults=2)
 
 
+@pytest.mark.slow
 async def test_bits_flipped_in_files_of_records(tmp_path: Path) -> None:
     """Nobody gets a wrong record: the node says what is damaged, the others have it, and an empty disk refills."""
     async with running(tmp_path) as cluster:
@@ -89,6 +91,7 @@ async def test_bits_flipped_in_files_of_records(tmp_path: Path) -> None:
         await bus.close()
 
 
+@pytest.mark.slow
 async def test_a_failed_fsync_ends_one_node_and_no_other(tmp_path: Path) -> None:
     """Exit code 70; others lead within moments; started again it is in sync."""
 
@@ -108,6 +111,7 @@ async def test_a_failed_fsync_ends_one_node_and_no_other(tmp_path: Path) -> None
         await Workload(cluster).run(trouble, faults=1)
 
 
+@pytest.mark.slow
 async def test_no_room_on_one_node(tmp_path: Path) -> None:
     """What it led is led by others soon, and publishing goes on; with room again it takes part again."""
     async with running(tmp_path) as cluster:

@@ -91,6 +91,32 @@ async def send_garbage(port: int, data: bytes) -> None:
     writer.close()
 
 
+async def say_old_things(cluster: Cluster, leader: int, term: int) -> None:
+    """Votes and entries of an earlier term, of a member that slept or of one that pretends."""
+    other = next(number for number in cluster.nodes if number != leader)
+
+    def message(node_id: int, store_id: str) -> raft_pb2.RaftMessage:
+        return raft_pb2.RaftMessage(
+            cluster_id=CLUSTER_ID,
+            sender_node_id=node_id,
+            sender_store_id=store_id,
+            to_node_id=leader,
+            to_store_id=store_of(cluster, leader),
+            term=term - 1,
+        )
+
+    for node_id, store_id in ((other, store_of(cluster, other)), (other, "another disk"), (9, "stranger")):
+        stale = [message(node_id, store_id) for _ in range(4)]
+        stale[0].append.entries.add(term=term - 1, data=b"\x0a\x03abc")
+        stale[1].vote.last_index = stale[1].vote.last_term = 1_000_000
+        stale[1].vote.force = True
+        stale[2].heartbeat.commit = 1_000_000
+        stale[3].timeout_now.SetInParent()
+        frame = peers_pb2.PeerFrame(messages=[one.SerializeToString() for one in stale], last=True)
+        metadata = said(node_id=node_id, store_id=store_id, wanted=leader)
+        await refusal(cluster.peer_port(leader), STREAMS[0], metadata, frame.SerializeToString())
+
+
 async def test_strangers_on_the_peer_port_are_refused_and_change_nothing(tmp_path: Path) -> None:
     """Each hears why; the log stays short; leader, term and members stay; clients notice nothing."""
     async with with_topic(tmp_path) as (cluster, bus):
@@ -120,41 +146,11 @@ async def test_strangers_on_the_peer_port_are_refused_and_change_nothing(tmp_pat
             *(refusal(port, STREAMS[0], said(cluster_id="production", wanted=leader)) for _ in range(STRANGERS))
         )
 
+        await say_old_things(cluster, leader, term)
         lines = [json.loads(line) for line in cluster.nodes[leader].log().splitlines() if '"peer_refused"' in line]
         assert {line["kind"] for line in lines} >= {"no_node", "other_cluster", "other_node", "same_node_id", "itself"}
         for kind in {line["kind"] for line in lines}:
             assert sum(line["kind"] == kind for line in lines) <= LINES_PER_KIND_MAX, lines
-        await publish(bus, range(10, 20))
-        assert await quorum(cluster) == (leader, term, voters)
-        assert [await values(process) for process in cluster.nodes.values()] == [list(range(20))] * 3
-
-
-async def test_words_of_an_old_term_change_nothing(tmp_path: Path) -> None:
-    """From a member that slept, or one that pretends: neither its votes nor its entries are taken."""
-    async with with_topic(tmp_path) as (cluster, bus):
-        leader, term, voters = await quorum(cluster)
-        other = next(number for number in cluster.nodes if number != leader)
-
-        def message(node_id: int, store_id: str) -> raft_pb2.RaftMessage:
-            return raft_pb2.RaftMessage(
-                cluster_id=CLUSTER_ID,
-                sender_node_id=node_id,
-                sender_store_id=store_id,
-                to_node_id=leader,
-                to_store_id=store_of(cluster, leader),
-                term=term - 1,
-            )
-
-        for node_id, store_id in ((other, store_of(cluster, other)), (other, "another disk"), (9, "stranger")):
-            stale = [message(node_id, store_id) for _ in range(4)]
-            stale[0].append.entries.add(term=term - 1, data=b"\x0a\x03abc")
-            stale[1].vote.last_index = stale[1].vote.last_term = 1_000_000
-            stale[1].vote.force = True
-            stale[2].heartbeat.commit = 1_000_000
-            stale[3].timeout_now.SetInParent()
-            frame = peers_pb2.PeerFrame(messages=[one.SerializeToString() for one in stale], last=True)
-            metadata = said(node_id=node_id, store_id=store_id, wanted=leader)
-            await refusal(cluster.peer_port(leader), STREAMS[0], metadata, frame.SerializeToString())
         await publish(bus, range(10, 20))
         assert await quorum(cluster) == (leader, term, voters)
         assert [await values(process) for process in cluster.nodes.values()] == [list(range(20))] * 3

@@ -1,7 +1,9 @@
 """Records that are numbers, in the one partition of a topic "t": for tests that compare all of it."""
 
+import asyncio
+
 import grpc
-from broker_process import BrokerProcess
+from broker_process import WAIT_S, BrokerProcess
 from bus import Bus, Recorder
 from history import Polled
 from postbus.v1 import publisher_pb2
@@ -34,5 +36,23 @@ async def values(process: BrokerProcess) -> list[int]:
         await Reader(bus, recorder, "all", TOPIC, 1).run(until_end=True)
     finally:
         await bus.channel.close()
+    return _numbers(recorder)
+
+
+async def first_values(process: BrokerProcess, count: int) -> list[int]:
+    """So many, without asking for the end, which nobody knows without a quorum."""
+    bus, recorder = Bus(process), Recorder()
+    reading = asyncio.create_task(Reader(bus, recorder, "some", TOPIC, 1).run())
+    try:
+        async with asyncio.timeout(WAIT_S):
+            await recorder.until(lambda: len(recorder.seen_by_readers) >= count)
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+        await bus.channel.close()
+    return _numbers(recorder)
+
+
+def _numbers(recorder: Recorder) -> list[int]:
     polled = [event.content for event in recorder.history.events if isinstance(event, Polled)]
     return [int(content[1].split()[0]) for content in polled if isinstance(content, tuple)]
