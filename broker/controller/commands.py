@@ -234,6 +234,18 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportDamage:
+    """A node can't read all of what it has of these: nobody may count on its copies until they are made anew.
+
+    An outcome a partition. Refused where no other copy has everything: there the damaged one is the best there is.
+    """
+
+    node_id: int
+    broker_epoch: int
+    partitions: tuple[PartitionId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ElectLeaders:
     """As ElectLeadersRequest: preferred leaders; where nobody leads, whoever may. An outcome a partition."""
 
@@ -286,6 +298,7 @@ NodeCommand = RegisterNode | FenceNodes | UnfenceNode | StopNode | DrainNode | U
 PartitionCommand = (
     AlterPartitions
     | HandOver
+    | ReportDamage
     | ElectLeaders
     | ReassignPartitions
     | CancelReassignments

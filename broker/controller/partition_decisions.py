@@ -19,9 +19,11 @@ from broker.controller.commands import (
     Member,
     Outcome,
     PartitionCommand,
+    PartitionId,
     PartitionName,
     Reassignment,
     ReassignPartitions,
+    ReportDamage,
     RestorePreferred,
     SetThrottle,
 )
@@ -39,6 +41,8 @@ def decide(state: ClusterState, command: PartitionCommand) -> Decision:
             return _alter(changes, command)
         case HandOver():
             return _hand_over(changes, command)
+        case ReportDamage():
+            return _report_damage(changes, command)
         case ElectLeaders():
             return _elect(changes, command)
         case ReassignPartitions():
@@ -121,12 +125,7 @@ def _unfit(node: NodeState | None, member: Member, *, joins: bool) -> str:
 def _hand_over(changes: Changes, command: HandOver) -> Decision:
     node_id = command.node_id
     if command.partitions:
-        named = [(changes.state.topic_by_id(each.topic_id), each) for each in command.partitions]
-        wanted = [
-            (topic, each.partition)
-            for topic, each in named
-            if topic is not None and 0 <= each.partition < topic.partition_count
-        ]
+        wanted = _there(changes, command.partitions)
     else:
         wanted = [(topic, number) for topic, number, partition in changes.partitions() if partition.leader == node_id]
     outcomes = []
@@ -137,6 +136,34 @@ def _hand_over(changes: Changes, command: HandOver) -> Decision:
             after = elections.with_leader(before, changes.terms(topic), without=(node_id,))
             error = nobody_else(topic.name, number) if after is before else None
             changes.put(topic, number, after)
+        outcomes.append(Outcome(topic.name, topic.topic_id, number, error))
+    return changes.decision(outcomes=tuple(outcomes))
+
+
+def _report_damage(changes: Changes, command: ReportDamage) -> Decision:
+    node_id = command.node_id
+    node = changes.nodes.get(node_id)
+    if node is None or node.broker_epoch != command.broker_epoch:
+        raise stale_life(node_id, command.broker_epoch, node)
+    outcomes = []
+    for topic, number in _there(changes, command.partitions):
+        before, terms = changes.partition(topic, number), changes.terms(topic)
+        others = [other for other in before.isr if other != node_id]
+        error = None
+        if node_id not in before.replicas:
+            pass
+        elif (
+            others
+            or node_id not in (*before.isr, *before.elr)
+            or any(terms.unfenced(other) for other in before.elr if other != node_id)
+        ):
+            after = elections.with_isr(before, others, terms, distrusted=(node_id,))
+            if after is before:
+                # What its leader is about to ask for may rest on the copy that goes: it has to look again.
+                after = replace(before, partition_epoch=before.partition_epoch + 1)
+            changes.put(topic, number, after)
+        else:
+            error = nobody_else(topic.name, number)
         outcomes.append(Outcome(topic.name, topic.topic_id, number, error))
     return changes.decision(outcomes=tuple(outcomes))
 
@@ -246,6 +273,12 @@ def _cancel(changes: Changes, command: CancelReassignments) -> Decision:
 
 
 # --- common -----------------------------------------------------------------------------------------------------------
+
+
+def _there(changes: Changes, named: Sequence[PartitionId]) -> list[tuple[Topic, int]]:
+    """Those that exist."""
+    found = [(changes.state.topic_by_id(each.topic_id), each.partition) for each in named]
+    return [(topic, number) for topic, number in found if topic is not None and 0 <= number < topic.partition_count]
 
 
 class _Named(Protocol):

@@ -20,6 +20,7 @@ from broker.controller.commands import (
     Outcome,
     PartitionId,
     RegisterNode,
+    ReportDamage,
     StopNode,
 )
 from broker.controller.metadata_log import CallsToNodes, MetadataLog
@@ -147,11 +148,23 @@ class NodeSession:
         Raises what `MetadataLog.execute` does: then nothing is known, and the same may be asked again.
         """
         command = AlterPartitions(node_id=self._facts.node_id, broker_epoch=self.broker_epoch, changes=tuple(changes))
-        executed = await self._metadata_log.execute(command, timeout_s=timeout_s)
+        return self._results((await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes)
+
+    async def report_damage(self, partitions: Sequence[PartitionId], *, timeout_s: float = 5.0) -> list[AlterResult]:
+        """Asks that nobody count on this node's copies of `partitions`; this node has applied what came of it.
+
+        Of those that are gone there is no result. Raises what `MetadataLog.execute` does.
+        """
+        command = ReportDamage(
+            node_id=self._facts.node_id, broker_epoch=self.broker_epoch, partitions=tuple(partitions)
+        )
+        return self._results((await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes)
+
+    def _results(self, outcomes: Sequence[Outcome]) -> list[AlterResult]:
         state = self._metadata_log.state
         return [
             AlterResult(outcome.topic_id, outcome.partition, outcome.error, _partition(state, outcome))
-            for outcome in executed.outcomes
+            for outcome in outcomes
         ]
 
     async def hand_over(

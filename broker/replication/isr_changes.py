@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from broker.controller.commands import AlterPartition, Member
+from broker.controller.commands import AlterPartition, Member, PartitionId
 from broker.controller.state import PartitionState
 from broker.errors import PostbusError, Reason
 from broker.replication.leader import Proposal
@@ -22,7 +22,13 @@ log = structlog.get_logger()
 
 
 class AlterResult(Protocol):
-    """What the controller says to one change."""
+    """What the controller says of one partition."""
+
+    @property
+    def topic_id(self) -> str: ...
+
+    @property
+    def partition(self) -> int: ...
 
     @property
     def error(self) -> PostbusError | None: ...
@@ -44,6 +50,8 @@ class Session(Protocol):
 
     async def alter_partitions(self, changes: list[AlterPartition]) -> Sequence[AlterResult]: ...
 
+    async def report_damage(self, partitions: list[PartitionId]) -> Sequence[AlterResult]: ...
+
 
 class LoneSession:
     """Of a node without peers: nobody else could ever lead."""
@@ -54,6 +62,10 @@ class LoneSession:
     async def alter_partitions(self, changes: list[AlterPartition]) -> Sequence[AlterResult]:
         """Never called: there is no follower."""
         raise AssertionError("a lone node has no followers")
+
+    async def report_damage(self, partitions: list[PartitionId]) -> Sequence[AlterResult]:
+        """Never called: there is no other copy."""
+        raise AssertionError("a lone node has the only copy")
 
 
 class ProposingPartition(Protocol):

@@ -74,7 +74,8 @@ class Follower:
     caught_up_s: float
     """When it last had all that the leader had."""
     since_epoch: int = 0
-    """The partition epoch that made it a replica, if that was in this leader epoch."""
+    """What it asked with an image older than this partition epoch does not count: it was no replica, or in sync, then.
+    0: whatever it asked in this leader epoch counts."""
     durable_offset: int = NOT_FETCHED
     written_offset: int = NOT_FETCHED
     broker_epoch: int = 0
@@ -153,7 +154,8 @@ class LedPartition:
     def may_fetch(self, node_id: int, *, partition_epoch: int) -> bool | None:
         """Whether a follower whose image is of that epoch may be fed. None: it is ahead of what is known here.
 
-        A replica that was taken away and added again still has to delete its log, as long as its image is older.
+        A replica that was taken away and added again still has to delete its log, as long as its image is older; and
+        one that is not counted on any more may be about to, because its disk is damaged.
         """
         if partition_epoch > self.partition_epoch:
             return None
@@ -278,6 +280,7 @@ class LedPartition:
     # ---
 
     def _adopt(self, state: Replicas, now_s: float, *, since_epoch: int) -> None:
+        news = state.partition_epoch > self.partition_epoch
         self.replicas, self.isr, self.elr = state.replicas, state.isr, state.elr
         self.partition_epoch = state.partition_epoch
         if self.proposal is not None and self.proposal.partition_epoch < self.partition_epoch:
@@ -288,6 +291,13 @@ class LedPartition:
             for node_id in self.replicas
             if node_id != self.node_id
         }
+        if news:
+            # Who is not in sync may empty its log once it knows. So what it had before counts for nothing, and it asks
+            # anew when its image has come as far as this.
+            for follower in self.followers.values():
+                if follower.node_id not in state.isr:
+                    follower.since_epoch = state.partition_epoch
+                    follower.durable_offset = follower.written_offset = NOT_FETCHED
         self._recount()
 
     def _recount(self) -> None:

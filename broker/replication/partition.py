@@ -21,6 +21,7 @@ from postbus.v1 import publisher_pb2
 from broker.clock import Clock
 from broker.controller.state import NOBODY, NodeState, PartitionState
 from broker.errors import PostbusError, Reason
+from broker.replication.damages import Damages
 from broker.replication.feeder import Feed, Feeder
 from broker.replication.follower import FollowedPartition, Reset, Truncate
 from broker.replication.isr_changes import IsrChanges, Session
@@ -79,6 +80,7 @@ class Shared:
     settings: ReplicationSettings
     session: Session
     isr_changes: IsrChanges
+    damages: Damages
     feeder: Feeder | None
     """None: a node without peers."""
     puller: Puller | None
@@ -122,6 +124,7 @@ class Partition:
         self._paused = False
         self._epoch_used = False  # records of this leader epoch were appended before this process started
         self._cutting: asyncio.Task[None] | None = None
+        self._uncounted_since: int | None = None  # the partition epoch; the own copy is damaged, and may be emptied
         self._safe_waiters = Waiters()
         self._durable_waiters = Waiters()  # the own fsync
         self._written_waiters = Waiters()  # the page cache of everyone in sync
@@ -164,6 +167,16 @@ class Partition:
             raise self.not_leading()
         bounds = await self._remote.fresh_bounds(max(0.0, deadline - self._shared.clock.monotonic()))
         return max(bounds.high_watermark, self.high_watermark)
+
+    async def another_copy(self, damaged: ReadableLog) -> bool:
+        """Reading `damaged`, which was `log`, failed. True: read again, from what is `log` by now. Waits for that."""
+        deadline = self._shared.clock.monotonic() + self._shared.settings.damage_wait_ms / 1000
+        try:
+            while self.log is damaged and self.damaged and self.others_have_all and not self.deleted:
+                await self._changed_or_timeout(deadline)
+        except PostbusError:
+            return False
+        return self.log is not damaged or (damaged is self.local and not self.damaged)
 
     def add_listener(self, wake: Callable[[], None]) -> None:
         """`wake` is called when the high watermark, the log start, the leader or the partition's existence changes."""
@@ -326,8 +339,11 @@ class Partition:
         if has_replica and self.local is None:
             self.local = log_of_replica()
             self.local.on_progress = self._progressed
+            self.local.on_damage = self._damage_found
             self.local.wants_written = self.acks_when_written
             self.high_watermark = max(self.high_watermark, self.local.high_watermark)
+            if self.damaged:
+                self._damage_found()
         leader_id = None if state.leader == NOBODY else state.leader
         role = Role.REMOTE if not has_replica else Role.LEADER if leader_id == me else Role.FOLLOWER
         if (role, leader_id, state.leader_epoch) == (self.role, self.leader_id, self.leader_epoch):
@@ -340,8 +356,10 @@ class Partition:
         unassigned = None if has_replica else self.local
         if unassigned is not None:
             self.local = None
-            unassigned.on_progress = None
+            unassigned.on_progress = unassigned.on_damage = None
+            self._forget_damage()
             self._safe_waiters.fail_above(-1, self._unknown)
+        self._look_at_damage(state)
         self._watch_remote()
         self._wake()
         return unassigned
@@ -373,7 +391,8 @@ class Partition:
         self.deleted = True
         self._step_down()
         if self.local is not None:
-            self.local.on_progress = None
+            self.local.on_progress = self.local.on_damage = None
+        self._forget_damage()
         self._safe_waiters.fail_above(-1, self._gone)
         self._watch_remote()
         self._wake()
@@ -593,8 +612,8 @@ class Partition:
 
     @property
     def cutting(self) -> bool:
-        """The log is being truncated."""
-        return self._cutting is not None
+        """The log is being truncated, or about to be emptied."""
+        return self._cutting is not None or self.damaged
 
     def leader_said(self, *, replicated_offset: int) -> None:
         """The leader told its high watermark and log start."""
@@ -620,6 +639,8 @@ class Partition:
                 log.info("log_truncated", topic=self.topic, partition=self.number, end_offset=end_offset, was=before)
             else:
                 await local.reset(act.start_offset)
+                self._uncounted_since = None
+                local.replicated_offset = 0
                 # Whether the leader has, or had, what was here can't be told.
                 self._safe_waiters.fail_above(-1, self._unknown)
                 log.info("log_reset", topic=self.topic, partition=self.number, offset=act.start_offset, was=before)
@@ -628,6 +649,8 @@ class Partition:
             log.error("truncation_failure", topic=self.topic, partition=self.number, error=str(error))
         finally:
             self._cutting = None
+        if isinstance(act, Truncate) and self.state is not None and self.local is local:
+            self._look_at_damage(self.state)
         if self.followed is None or self.local is not local:
             self._step_up()  # the role changed meanwhile
             self._wake()
@@ -647,6 +670,65 @@ class Partition:
             self.high_watermark = high_watermark
             self._safe_waiters.release(high_watermark)
             self._wake()
+
+    # --- damage
+
+    @property
+    def damaged(self) -> bool:
+        """A part of the own copy can't be read."""
+        return self.local is not None and self.local.damage is not None
+
+    @property
+    def others_have_all(self) -> bool:
+        """Others may take the place of the own copy."""
+        state, me, nodes = self.state, self._shared.node_id, self._shared.nodes
+        if state is None:
+            return False
+        eligible = (other for other in state.elr if other in nodes and not nodes[other].fenced)
+        return any(other != me for other in (*state.isr, *eligible))
+
+    def _damage_found(self) -> None:
+        local = self.local
+        assert local is not None and local.damage is not None
+        log.error(
+            "log_damage",
+            topic=self.topic,
+            partition=self.number,
+            offset=local.damage.offset,
+            error=local.damage.why,
+            action="it is made anew from another copy" if self.others_have_all else "there is no other whole copy",
+        )
+        self._shared.damages.found(self)
+
+    def uncounted(self, *, partition_epoch: int) -> None:
+        """Since that partition epoch nobody counts on the damaged copy."""
+        self._uncounted_since = partition_epoch
+        if self.state is not None:
+            self._look_at_damage(self.state)
+
+    def _look_at_damage(self, state: PartitionState) -> None:
+        """Empties the damaged copy once nobody counts on it and another one leads; it is filled from there.
+
+        From when the damage was found nothing is asked of a leader until then, so that none can come to count on it.
+        """
+        if not self.damaged:
+            return
+        me, since = self._shared.node_id, self._uncounted_since
+        if since is None:
+            self._shared.damages.look(self)
+        elif state.partition_epoch < since:
+            pass  # not heard of yet
+        elif me in state.isr or me in state.elr:
+            # Elected although it lacks something, for want of anybody else: it counts again.
+            self._uncounted_since = None
+            self._shared.damages.ask(self)
+        elif self.followed is not None and self._cutting is None:
+            self.followed.silence()
+            self.cut(Reset(0))
+
+    def _forget_damage(self) -> None:
+        self._uncounted_since = None
+        self._shared.damages.forget(self)
 
     # --- neither
 

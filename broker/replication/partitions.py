@@ -16,6 +16,7 @@ from broker.controller.state import ClusterState, NodeState, PartitionState, Top
 from broker.controller.topic_config import EffectiveConfig, TopicDefaults, effective
 from broker.peers.calls import Calls
 from broker.peers.links import Transport
+from broker.replication.damages import Damages
 from broker.replication.feeder import Feeder
 from broker.replication.isr_changes import IsrChanges, LoneSession, Session
 from broker.replication.leader import Registered
@@ -128,6 +129,7 @@ class Partitions:
         # this life's registration, and so all before it.
         self._may_act = session is None or bool(session.broker_epoch)
         self._isr_changes = IsrChanges(session=self._session, settings=self.settings)
+        self.damages = Damages(session=self._session, settings=self.settings)
         feeder = puller = None
         if transport is not None:
             feeder = Feeder(transport=transport, clock=clock, settings=self.settings, partitions=self._by_log_id)
@@ -148,6 +150,7 @@ class Partitions:
             settings=self.settings,
             session=self._session,
             isr_changes=self._isr_changes,
+            damages=self.damages,
             feeder=feeder,
             puller=puller,
             nodes={},
@@ -209,6 +212,7 @@ class Partitions:
     async def close(self) -> None:
         """Replicates and reads elsewhere no more; before storage closes."""
         await self._isr_changes.close()
+        await self.damages.close()
         if self._shared.puller is not None:
             await self._shared.puller.close()
         if self._shared.feeder is not None:

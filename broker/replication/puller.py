@@ -49,7 +49,7 @@ class FollowingPartition(Protocol):
 
     @property
     def cutting(self) -> bool:
-        """The log is being truncated; `Puller.ask` follows."""
+        """The log is being truncated, or about to be emptied; `Puller.ask` follows."""
 
     def leader_said(self, *, replicated_offset: int) -> None:
         """High watermark and log start of the leader may have moved."""

@@ -260,6 +260,8 @@ class ServedPartition(Protocol):
 
     def not_leading(self) -> PostbusError: ...
 
+    async def another_copy(self, damaged: ReadableLog) -> bool: ...
+
     async def fresh_high_watermark(self, timeout_s: float) -> int: ...
 
     def add_listener(self, wake: Callable[[], None]) -> None: ...
@@ -287,8 +289,9 @@ class RemoteReads:
         response = replication_pb2.PartitionReadResponse()
         # Whoever asks knows that it is safe up to there; a new leader may not know yet, but it has it.
         end_offset = min(request.end_offset, partition.durable_end_offset)
+        source = partition.log
         try:
-            batches = await partition.log.read(
+            batches = await source.read(
                 request.offset,
                 end_offset=end_offset,
                 max_bytes=min(request.bytes_max, self._settings.remote_buffer_bytes),
@@ -298,6 +301,8 @@ class RemoteReads:
         except OffsetOutOfRange:
             response.out_of_range = True
         except LogCorrupt as error:
+            if await partition.another_copy(source):
+                raise partition.not_leading() from error
             response.corrupt = error.why
         except StorageError as error:
             raise PostbusError(Reason.ERROR_REASON_NO_LEADER, str(error)) from error
@@ -324,9 +329,12 @@ class RemoteReads:
         request = replication_pb2.PartitionTimeRequest.FromString(payload)
         partition = self._led(request.log_id)
         end_offset = min(request.end_offset, partition.durable_end_offset)
+        source = partition.log
         try:
-            offset = await partition.log.offset_for_time(request.time_us, end_offset=end_offset)
+            offset = await source.offset_for_time(request.time_us, end_offset=end_offset)
         except LogCorrupt as error:
+            if await partition.another_copy(source):
+                raise partition.not_leading() from error
             raise PostbusError(Reason.ERROR_REASON_LOG_CORRUPT, str(error)) from error
         except StorageError as error:
             raise PostbusError(Reason.ERROR_REASON_NO_LEADER, str(error)) from error

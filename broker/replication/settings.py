@@ -37,6 +37,12 @@ class ReplicationSettings:
     """A leader that is silent for so long is connected anew."""
     retry_ms: int = 100
     """Before a follower asks again after a refusal, or a batch that it could not take."""
+    damage_retry_max_ms: int = 5_000
+    """At most so long between two tries to tell the controller of a damaged copy."""
+    damage_settle_ms: int = 1_000
+    """How long a leader with a damaged copy waits for what it appended to be safe before another one leads."""
+    damage_wait_ms: int = 5_000
+    """How long a reader that met damage waits for another copy to take over."""
     remote_buffer_bytes: int = MIB
     """What was read last of a partition that has no replica here, kept for its next reader."""
     remote_wait_ms: int = 5_000

@@ -105,6 +105,10 @@ class PartitionLog:
         self.request_ids = request_ids
         self.on_progress: Callable[[], None] | None = None
         """Called when the written or durable end, or the log start, has moved. Once a group commit at most."""
+        self.damage: LogCorrupt | None = None
+        """The first that could not be read of what should be here; None again once the log was reset."""
+        self.on_damage: Callable[[], None] | None = None
+        """Called when `damage` was found."""
         self.retention_us: int | None = None
         self.retention_bytes: int | None = None
         """Set by whoever knows the topic's settings; the store's maintenance follows them. None: unlimited."""
@@ -416,6 +420,7 @@ class PartitionLog:
             self._ends_anew(ops)
             await self._context.committer.barrier()
             self.written_end_offset = self.durable_end_offset = start_offset
+            self.damage = None
 
     def _ends_anew(self, ops: list[Op]) -> None:
         state = self._state
@@ -464,9 +469,13 @@ class PartitionLog:
         found = self.read_tail(offset, end_offset=end_offset, max_bytes=max_bytes)
         if found is not None:
             return found
-        end_offset = min(end_offset, self.written_end_offset)
+        end_offset, generation = min(end_offset, self.written_end_offset), self.generation
         try:
-            return await self.in_reader(lambda: self._read_cold(offset, end_offset, max_bytes))
+            return await self._in_thread(lambda: self._read_cold(offset, end_offset, max_bytes))
+        except LogCorrupt as error:
+            if offset >= self._state.log_start_offset:
+                self._note_damage(error, generation)
+            raise
         finally:
             # What was read may have been trimmed meanwhile; an error because of that is this one.
             self._check_readable(offset)
@@ -821,5 +830,23 @@ class PartitionLog:
             )
 
     async def in_reader(self, function: Callable[[], _T]) -> _T:
-        """Runs what blocks in a reader thread."""
+        """Runs what blocks in a reader thread. Damage that it meets in what should be there is noted."""
+        generation = self.generation
+        try:
+            return await self._in_thread(function)
+        except LogCorrupt as error:
+            if error.offset >= self._state.log_start_offset:  # not trimmed meanwhile
+                self._note_damage(error, generation)
+            raise
+        except StoreCorrupt as error:
+            self._note_damage(LogCorrupt(self.log_id, self._state.log_start_offset, str(error)), generation)
+            raise
+
+    def _note_damage(self, error: LogCorrupt, generation: int) -> None:
+        if self.damage is None and not self.deleted and self.generation == generation:
+            self.damage = error
+            if self.on_damage is not None:
+                self.on_damage()
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._context.readers, function)

@@ -1,7 +1,8 @@
 """Whatever happens to nodes and partitions, nobody leads without the records that were acknowledged.
 
 A naive model knows who has every acknowledged record of a partition: a record is acknowledged only while enough are in
-sync, and then, at worst, only they have it; a disk that went, or was found to have lost something, has nothing.
+sync, and then, at worst, only they have it; a disk that went, or was found to have lost something, has nothing,
+nor has a copy that was found to be damaged.
 """
 
 from dataclasses import dataclass, field
@@ -21,9 +22,11 @@ from broker.controller.commands import (
     FenceNodes,
     HandOver,
     Member,
+    PartitionId,
     PartitionName,
     Reassignment,
     ReassignPartitions,
+    ReportDamage,
     RestorePreferred,
     StopNode,
     UndrainNode,
@@ -51,6 +54,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("drain"), node_ids, st.booleans()),
     st.tuples(st.just("undrain"), node_ids),
     st.tuples(st.just("hand over"), node_ids),
+    st.tuples(st.just("damage"), node_ids, numbers),
     st.tuples(st.just("elect"), numbers, st.sampled_from([False, False, False, True])),
     st.tuples(st.just("reassign"), numbers, some_nodes),
     st.tuples(st.just("reassign all"), some_nodes),
@@ -126,6 +130,12 @@ class Model:
                 return UndrainNode(node_id=node_id)
             case ("hand over", int(node_id)):
                 return HandOver(node_id=node_id)
+            case ("damage", int(node_id), int(number)):
+                return ReportDamage(
+                    node_id=node_id,
+                    broker_epoch=self.state.nodes[node_id].broker_epoch,
+                    partitions=(PartitionId(self.topic.topic_id, number),),
+                )
             case ("elect", int(number), bool(unclean)):
                 return ElectLeaders(partitions=(PartitionName(TOPIC, number),), unclean=unclean)
             case ("reassign", int(number), tuple(replicas)):
@@ -186,6 +196,11 @@ class Model:
                 assert isinstance(command, ElectLeaders) and command.unclean
                 self.complete[number] = {now.leader}
         for outcome in decision.outcomes:
+            if outcome.error is None and isinstance(command, ReportDamage):
+                # From now on the node may empty its copy, and what its leader was about to ask for must be refused.
+                self.complete[outcome.partition].discard(command.node_id)
+                now, was = self.topic.partitions[outcome.partition], before.topics[TOPIC].partitions[outcome.partition]
+                assert now.partition_epoch > was.partition_epoch or command.node_id not in now.replicas
             if outcome.error is None and isinstance(command, AlterPartitions):
                 wanted = {member.node_id for member in command.changes[0].isr}
                 now = self.topic.partitions[outcome.partition]

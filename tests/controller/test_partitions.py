@@ -1,5 +1,7 @@
 """Who leads and where replicas are: what leaders and operators ask for, an outcome for each partition."""
 
+from dataclasses import replace
+
 import pytest
 from images import create, joined, partition, run, started, step
 from postbus.v1 import error_pb2
@@ -18,6 +20,7 @@ from broker.controller.commands import (
     PartitionName,
     Reassignment,
     ReassignPartitions,
+    ReportDamage,
     RestorePreferred,
     SetThrottle,
     StopNode,
@@ -59,6 +62,14 @@ def alter(state: ClusterState, number: int, *isr: int, topic: str = "orders") ->
                 isr=tuple(Member(node_id, state.nodes[node_id].broker_epoch) for node_id in isr),
             ),
         ),
+    )
+
+
+def damage(state: ClusterState, node_id: int, *numbers: int) -> ReportDamage:
+    return ReportDamage(
+        node_id=node_id,
+        broker_epoch=state.nodes[node_id].broker_epoch,
+        partitions=tuple(PartitionId(ID, number) for number in numbers),
     )
 
 
@@ -205,6 +216,44 @@ class TestLeadership:
         alone = run(self.BEFORE, FenceNodes(node_ids=(2, 3)))
         _, decision = step(alone, HandOver(node_id=1))
         assert errors(decision) == [error_pb2.ERROR_REASON_NOT_ENOUGH_REPLICAS] * 3
+
+    def test_nobody_counts_on_a_damaged_copy(self) -> None:
+        state, decision = step(self.BEFORE, damage(self.BEFORE, 1, 0, 1))
+        assert errors(decision) == [None, None]
+        assert [(each.leader, each.isr) for each in state.topics["orders"].partitions] == [
+            (2, (2, 3)),
+            (2, (2, 3)),
+            (3, (3, 1, 2)),
+        ]
+        again, decision = step(state, damage(state, 1, 0))
+        assert errors(decision) == [None]
+        assert partition(again) == replace(partition(state), partition_epoch=partition(state).partition_epoch + 1)
+
+    def test_what_a_leader_asked_for_before_the_damage_was_known_is_refused(self) -> None:
+        state = run(self.BEFORE, alter(self.BEFORE, 0, 1, 2))
+        joining = alter(state, 0, 1, 2, 3)
+        state, decision = step(run(state, damage(state, 3, 0)), joining)
+        assert errors(decision) == [error_pb2.ERROR_REASON_PRECONDITION_NOT_MET]
+        assert partition(state).isr == (1, 2)
+
+    def test_the_last_whole_copy_counts_even_if_it_is_damaged(self) -> None:
+        alone = run(self.BEFORE, FenceNodes(node_ids=(2, 3)))
+        state, decision = step(alone, damage(alone, 1, 0))
+        assert errors(decision) == [error_pb2.ERROR_REASON_NOT_ENOUGH_REPLICAS]
+        assert partition(state) == partition(alone)
+
+    def test_an_eligible_copy_takes_the_place_of_a_damaged_one(self) -> None:
+        state = run(self.BEFORE, alter(self.BEFORE, 0, 1))
+        assert set(partition(state).elr) == {2, 3}
+        state = run(state, damage(state, 1, 0))
+        assert (partition(state).leader, partition(state).isr, partition(state).elr) == (2, (2,), (3,))
+
+    def test_damage_found_in_an_earlier_life_is_refused(self) -> None:
+        state = run(self.BEFORE, FenceNodes(node_ids=(1,)))
+        report = damage(state, 1, 0)
+        with pytest.raises(PostbusError) as refused:
+            step(state, replace(report, broker_epoch=report.broker_epoch - 1))
+        assert refused.value.reason == error_pb2.ERROR_REASON_PRECONDITION_NOT_MET
 
     def test_preferred_leaders_are_elected_where_they_are_in_sync(self) -> None:
         state = run(self.BEFORE, HandOver(node_id=1), HandOver(node_id=2))

@@ -16,7 +16,9 @@ from sim_machines import Machine, endpoint
 from sim_network import SimNetwork
 from sim_store import open_store
 
-from broker.controller.commands import AlterPartition
+from broker.controller.commands import AlterPartition, PartitionId, ReportDamage, Rules
+from broker.controller.decisions import decide
+from broker.controller.image import apply
 from broker.controller.state import ClusterState, NodeState, PartitionState, Topic
 from broker.controller.topic_config import TopicDefaults
 from broker.errors import PostbusError, Reason
@@ -25,6 +27,7 @@ from broker.replication.partition import Partition, Role
 from broker.replication.partitions import Partitions
 from broker.replication.settings import ReplicationSettings
 from broker.storage.batch import NewBatch
+from broker.storage.log_state import BATCHES, offset_key
 from broker.storage.store import LogStore, StorageSettings
 
 ALL, LEADER = int(publisher_pb2.ACKS_ALL), int(publisher_pb2.ACKS_LEADER)
@@ -37,6 +40,8 @@ class Altered:
 
     error: PostbusError | None
     state: PartitionState | None = None
+    topic_id: str = "topic-id"
+    partition: int = 0
 
 
 class TestSession:
@@ -64,6 +69,21 @@ class TestSession:
             cluster.loses_answers -= 1
             raise ConnectionError("lost on the way back")
         return results
+
+    async def report_damage(self, partitions: list[PartitionId]) -> list[Altered]:
+        """As the real one: this node has applied what came of it."""
+        cluster = self._cluster
+        await asyncio.sleep(0.002)
+        if cluster.loses_requests > 0:
+            cluster.loses_requests -= 1
+            raise ConnectionError("lost on the way there")
+        result = cluster.report_damage(self._node_id)
+        await asyncio.sleep(0.002)
+        if cluster.loses_answers > 0:
+            cluster.loses_answers -= 1
+            raise ConnectionError("lost on the way back")
+        cluster.machines[self._node_id].program.follow(cluster.image)
+        return [result]
 
 
 class Program:
@@ -229,6 +249,19 @@ class ReplicaCluster:
         self._put(after)
         return Altered(None, after)
 
+    def report_damage(self, node_id: int) -> Altered:
+        """With the real decision."""
+        command = ReportDamage(
+            node_id=node_id, broker_epoch=self.broker_epoch(node_id), partitions=(PartitionId("topic-id", 0),)
+        )
+        decision = decide(self.image, command, rules=Rules())
+        (outcome,) = decision.outcomes
+        if outcome.error is not None:
+            return Altered(outcome.error)
+        self.publish(apply(self.image, decision.records, index=self.image.index + 1))
+        self.loop.note(f"damage of {node_id}: isr {self.state.isr} elr {self.state.elr} leader {self.state.leader}")
+        return Altered(None, self.state)
+
     def fail_over(self, to: int, *, isr: tuple[int, ...] | None = None) -> None:
         """A new leader, out of the ISR or the ELR."""
         state = self.state
@@ -251,6 +284,20 @@ class ReplicaCluster:
         self.machines[node_id].start()
 
     # --- use
+
+    def damage(self, node_id: int, offset: int, *, family: str = BATCHES) -> None:
+        """The batch that begins there can't be read any more on this node's disk."""
+        self.machines[node_id].disk.database("data").damage(family, offset_key(LOG_ID, offset))
+
+    def check_in_sync(self) -> None:
+        """I3: who may be elected durably has all that was acknowledged."""
+        safe = max(self.acknowledged.values(), default=-1) + 1
+        for node_id in (*self.state.isr, *self.state.elr):
+            machine = self.machines[node_id]
+            topic = machine.program.partitions.find_name("t") if machine.running else None
+            if topic is not None and topic.partition(0).local is not None:
+                has = topic.partition(0).local.durable_end_offset
+                assert has >= safe, f"node {node_id} has {has} of {safe}: {self.state}"
 
     def partition(self, node_id: int) -> Partition:
         program: Program = self.machines[node_id].program
@@ -292,6 +339,7 @@ class ReplicaCluster:
         """Waits in virtual time, looking at each millisecond."""
         end = self.loop.now + timeout_s
         while not holds():
+            self.check_in_sync()
             assert self.loop.now < end, f"not within {timeout_s} s"
             await asyncio.sleep(0.001)
 

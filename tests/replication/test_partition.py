@@ -12,6 +12,7 @@ from postbus.v1 import error_pb2, publisher_pb2
 from broker.clock import ManualClock
 from broker.controller.state import PartitionState
 from broker.errors import PostbusError
+from broker.replication.damages import Damages
 from broker.replication.isr_changes import IsrChanges, LoneSession
 from broker.replication.partition import Partition, Shared
 from broker.replication.settings import ReplicationSettings
@@ -37,6 +38,7 @@ class FakeLog:
     wants_written: bool = False
     on_progress: Callable[[], None] | None = None
     full: bool = False
+    damage: None = None
     producers: ProducerTable = field(default_factory=ProducerTable)
     request_ids: RequestIdTable = field(
         default_factory=lambda: RequestIdTable(monotonic=lambda: 0.0, request_ids_max=1)
@@ -76,6 +78,7 @@ def partition_of(log: FakeLog, *, acks_when_written: bool = False) -> Partition:
         settings=settings,
         session=session,
         isr_changes=IsrChanges(session=session, settings=settings),
+        damages=Damages(session=session, settings=settings),
         feeder=None,
         puller=None,
         nodes={},
