@@ -7,6 +7,7 @@ by itself: `node` does.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -77,6 +78,7 @@ class BusSettings:
     cut_off_s: float = 3.0  # how long whoever publishes is let wait for a controller that does not answer
     full_disk_hand_over_s: float = 2.0  # between two looks at what a full disk refused
     hand_over_s: float = 3.0  # how long a node that stops waits for others to lead
+    settle_s: float = 0.5  # of that, how long it waits until all that it appended is committed
 
 
 class Bus:
@@ -312,8 +314,10 @@ class Bus:
                 led = [partition for partition in self._led() if partition.has_followers]
                 for partition in led:
                     partition.pause()
-                for partition in led:
-                    await partition.settled()
+                with contextlib.suppress(TimeoutError):  # the next leader commits what is not committed now
+                    async with asyncio.timeout(self.settings.settle_s):
+                        for partition in led:
+                            await partition.settled()
                 await self.session.hand_over(timeout_s=self.settings.hand_over_s)
                 if self.metadata_log.active:
                     await self.raft.transfer_leadership()
