@@ -54,9 +54,12 @@ class ClusterFaults:
             registered = state.nodes.get(other.node_id)
             if registered is None or registered.store_id != other.disk.store_id or registered.unclean:
                 return False  # another one is coming back
-        for _, _, partition in state.partitions():
+        for topic, _, partition in state.partitions():
             may_lead = {*partition.isr, *partition.elr}
             if machine.node_id in may_lead and len(may_lead) < 2:
+                return False
+            # What one replica in sync is enough for, one lost disk may take away.
+            if TopicConfig.FromString(topic.config).min_insync_replicas == 1:
                 return False
         leading = [node for node in cluster.nodes() if node.bus.metadata_log.active]
         if not leading:
