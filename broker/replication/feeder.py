@@ -390,15 +390,19 @@ class _FollowerLink:
             self._read_cold(lane)
         if again:
             self._schedule()  # what others have to do in this loop comes first
-        elif self._catching_up.credit_bytes > 0 and (self._catching_up.queue or self._catching_up.cold):
-            wait_s = self._feeder.throttle.wait_s
-            if wait_s:
-                self._pump_later(wait_s)
+        elif self._feeder.throttle.bytes_per_s and self._waits_for_throttle(self._catching_up):
+            # Also if the wait is over by now: timers come early, by more than this took, and nobody else would look.
+            self._pump_later(self._feeder.throttle.wait_s)
 
     def _pump_later(self, delay_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._pump)
+
+    def _waits_for_throttle(self, lane: _Lane) -> bool:
+        """It has something to send, and nothing else that will wake it."""
+        has_work = lane.queue or (lane.cold and lane.reader is None)
+        return bool(has_work) and lane.credit_bytes > 0 and self._link.has_room
 
     def _may_send(self, lane: _Lane) -> bool:
         return lane.credit_bytes > 0 and not (lane.catch_up and self._feeder.throttle.wait_s > 0)
