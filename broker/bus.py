@@ -383,6 +383,7 @@ class Bus:
         if changes.created or changes.deleted or changes.changed:
             self.partition_calls.topics_changed()
             self.publishing.topics_changed()
+            self.forwarding.topics_changed()
         if changes.nodes:
             self.forwarding.nodes_changed()
         for listener in tuple(self._image_listeners):

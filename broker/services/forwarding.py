@@ -225,6 +225,11 @@ class Forwarding:
             self._follow(route, partition)
             self._run(route, partition)
 
+    def topics_changed(self) -> None:
+        """Topics may have gone: routes on which nothing is under way heard nothing of it."""
+        for partition in [partition for partition, route in self._routes.items() if partition.deleted and route.idle]:
+            del self._routes[partition]
+
     def close(self) -> None:
         """Ends the timer, the loads and the questions; what is on its way is not waited for."""
         if self._timer is not None:

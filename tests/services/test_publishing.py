@@ -1,6 +1,8 @@
 """From a checked request to its place in the log: a retry adds only what is missing, whatever else has happened."""
 
 import asyncio
+import gc
+import weakref
 import zlib
 from typing import Any
 
@@ -240,3 +242,18 @@ async def test_a_topic_that_goes_while_its_records_wait_answers_them(open_node: 
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     await call.done_writing()
     assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_deleted_topic_leaves_nothing_in_memory(open_node: OpenNode) -> None:
+    """Its partitions hold tables of producers and request ids: topics that come and go must not add up."""
+    bus = await open_node()
+    await bus.create("t", 2)
+    kept = [weakref.ref(partition) for partition in bus.topic("t").partitions]
+    for partition in range(2):
+        await bus.publisher.Publish(request("t", b"key", request_id=f"r{partition}", partition=partition))
+        await bus.publisher.Publish(request("t", b"key", request_id=f"r{partition}", partition=partition))
+    await bus.subscriber.Fetch(subscriber_pb2.FetchRequest(topic="t"))
+    await bus.topics.DeleteTopic(topic_pb2.DeleteTopicRequest(name="t"))
+    await bus.node._store.barrier()
+    gc.collect()
+    assert [partition() for partition in kept] == [None, None]
