@@ -209,7 +209,7 @@ def images_are_not_followed_up(patch: pytest.MonkeyPatch) -> None:
     Mutant("a deposed leader stays", a_deposed_leader_stays, walk, 20, quick=True),
     Mutant("vote not saved", vote_not_saved, wild, 60),
     Mutant("answers before fsync", answers_before_fsync, wild, 60),
-    Mutant("sends and applies before fsync", sends_and_applies_before_fsync, nodes, 10, quick=True),
+    Mutant("sends and applies before fsync", sends_and_applies_before_fsync, nodes, 10),
     Mutant("commits entries of old terms", commits_old_terms, wild, 200),
     Mutant("old appends cut the log", old_appends_cut_the_log, wild, 100),
     Mutant("a new disk keeps the seat", a_new_disk_keeps_the_seat, walk, 60),

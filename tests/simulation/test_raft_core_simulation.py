@@ -336,7 +336,7 @@ def walk(seed: int) -> Cluster:
     return cluster
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@pytest.mark.parametrize("seed", seeds(6))
 def test_raft_core_keeps_its_promises(seed: int) -> None:
     """No invariant breaks at any step; afterwards the cluster settles. And the run did something."""
     cluster = walk(seed)
