@@ -113,6 +113,7 @@ class FakeBroker:
         # Faults. Publishing: end the stream at the nth request from now, after appending it, with its ack lost.
         self.break_publish_at: deque[int] = deque()
         # Asked before each append; what it returns is the failure.
+        self.offsets_failing = 0  # so many answers of ListOffsets lack the first partition that was asked for
         self.refuse: Callable[[publisher_pb2.PublishRequest], PostbusError | None] = lambda _: None
         self.drain_publish_at: deque[int] = deque()
         # Acknowledgements wait for this.
@@ -310,6 +311,13 @@ class _Topics(topic_pb2_grpc.TopicServiceServicer):
             if not request.partitions or number in request.partitions:
                 at = partition.end_offset if request.at.edge == subscriber_pb2.LOG_EDGE_LATEST else 0
                 answer.partitions.add(partition=number, offset=at, high_watermark=partition.end_offset)
+        if self.broker.offsets_failing:
+            self.broker.offsets_failing -= 1
+            lacking = answer.partitions[0].partition
+            failure = error_pb2.Failure(
+                code=14, reason=error_pb2.ERROR_REASON_NO_LEADER, message="nobody leads it", retriable=True
+            )
+            answer.partitions[0].CopyFrom(topic_pb2.PartitionOffsets(partition=lacking, failure=failure))
         return answer
 
 

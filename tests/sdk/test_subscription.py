@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fake_broker import FakeBroker, PostbusError, Reason
-from postbus import Client, Event, Last, errors
+from postbus import Client, Event, Last, errors, subscribe_stream
 
 
 def numbered(count: int, start: int = 0) -> list[bytes]:
@@ -97,6 +97,27 @@ async def test_until_end_does_not_move_with_a_new_stream(broker: FakeBroker, cli
             if len(values) == 1:
                 broker.fill("single", 0, numbered(25, 25))
     assert values == numbered(25)
+
+
+async def test_the_end_of_a_partition_whose_leader_does_not_answer_is_asked_for_again(
+    broker: FakeBroker, client: Client
+) -> None:
+    """Taken for empty, its records would be passed over without a word."""
+    broker.fill("orders", 0, numbered(5))
+    broker.fill("orders", 1, numbered(5, 5))
+    broker.offsets_failing = 2
+    async with client.subscribe("orders", until_end=True) as subscription:
+        assert sorted([record.value async for record in subscription]) == sorted(numbered(10))
+
+
+async def test_until_end_gives_up_with_the_reason_where_an_end_is_not_to_be_had(
+    broker: FakeBroker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribe_stream, "FIND_ENDS_TIMEOUT", 0.2)
+    broker.offsets_failing = 1_000_000
+    with pytest.raises(errors.Unavailable, match="nobody leads it"):
+        async with client.subscribe("orders", until_end=True) as subscription:
+            await subscription.get()
 
 
 async def test_an_empty_topic_ends_at_once(broker: FakeBroker, client: Client) -> None:

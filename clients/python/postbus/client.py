@@ -18,7 +18,7 @@ import grpc
 
 from postbus import compression as codecs
 from postbus import errors
-from postbus.admin import Groups, Topics
+from postbus.admin import CALL_TIMEOUT, Groups, Topics
 from postbus.cluster import Cluster
 from postbus.connection import Connections
 from postbus.directory import Directory
@@ -53,6 +53,7 @@ class ClientOptions(TypedDict, total=False):
 
     credentials: grpc.ChannelCredentials | None
     connect_timeout: float
+    call_timeout: float
     metadata: Sequence[tuple[str, str]]
     channel_options: Mapping[str, int | str] | None
     client_id: str
@@ -69,6 +70,7 @@ class Client:
         fails. The port may be left out (7070).
     credentials: for TLS, from grpc.ssl_channel_credentials(…). None: plain text.
     connect_timeout: seconds until `async with` gives up with ConnectionFailed, which says what was tried.
+    call_timeout: seconds for which `topics`, `groups` and `cluster` repeat a call that is answered "not now".
     metadata: sent with every call.
     channel_options: gRPC channel options on top of this package's.
     client_id: what this calls itself, for people who look at a group. Empty: its address.
@@ -80,6 +82,7 @@ class Client:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         connect_timeout: float = 10.0,
+        call_timeout: float = CALL_TIMEOUT,
         metadata: Sequence[tuple[str, str]] = (),
         channel_options: Mapping[str, int | str] | None = None,
         client_id: str = "",
@@ -92,9 +95,9 @@ class Client:
         self._default_publisher: Publisher | None = None
         self._subscriptions: list[Subscription] = []
         self._closed = False
-        self.topics = Topics(self._connections)
-        self.groups = Groups(self._connections)
-        self.cluster = Cluster(self._connections)
+        self.topics = Topics(self._connections, timeout=call_timeout)
+        self.groups = Groups(self._connections, timeout=call_timeout)
+        self.cluster = Cluster(self._connections, timeout=call_timeout)
 
     @staticmethod
     def sync(addresses: str | Iterable[str] = "localhost:7070", **options: Unpack[ClientOptions]) -> SyncClient:

@@ -31,6 +31,7 @@ HEARTBEAT_DEFAULT: Final = 5.0
 SILENT_HEARTBEATS: Final = 3
 # Until `started`: joining a group may wait for its coordinator.
 START_TIMEOUT: Final = 45.0
+FIND_ENDS_TIMEOUT: Final = 30.0
 
 _Frame = tuple[int, subscriber_pb2.SubscribeResponse]
 _Key = tuple[str, int]
@@ -292,15 +293,30 @@ class StreamRunner:
 
     async def _find_ends(self) -> None:
         """Where "until the end" is, fixed once: a stream that is opened again must not end later."""
+        deadline = time.monotonic() + FIND_ENDS_TIMEOUT
         for selector in self._plan.selectors:
-            answer = await self._connections.call(
-                "TopicService/ListOffsets",
-                topic_pb2.ListOffsetsRequest(topic=selector.topic, partitions=selector.partitions),
-                topic_pb2.ListOffsetsResponse.FromString,
-                timeout=30.0,
-            )
-            for found in answer.partitions:
-                self._reading(selector.topic, found.partition).stop_offset = found.high_watermark
+            request = topic_pb2.ListOffsetsRequest(topic=selector.topic, partitions=selector.partitions)
+            attempt = 0
+            while True:
+                left = max(0.001, deadline - time.monotonic())
+                answer = await self._connections.call(
+                    "TopicService/ListOffsets", request, topic_pb2.ListOffsetsResponse.FromString, timeout=left
+                )
+                for found in answer.partitions:
+                    self._reading(selector.topic, found.partition).stop_offset = found.high_watermark
+                # A partition whose leader does not answer now has an end that nobody else knows.
+                failing = [found for found in answer.partitions if found.HasField("failure")]
+                if not failing:
+                    break
+                failure = errors.from_failure(failing[0].failure)
+                self._tell("disconnected", detail=str(failure))
+                attempt += 1
+                delay = max(backoff(attempt), failure.retry_after or 0.0)
+                if not failure.retriable or time.monotonic() + delay >= deadline:
+                    raise failure
+                await asyncio.sleep(delay)
+                del request.partitions[:]
+                request.partitions.extend(found.partition for found in failing)
 
     async def _serve(self, address: str) -> errors.PostbusError | None:
         """Reads one stream to its end: None if that was OK."""
