@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 
 # A broker that is just starting is waited for; one that is not there should not take long to be reported.
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
+CALL_TIMEOUT_SECONDS: Final = 30.0
 
 T = TypeVar("T")
 
 
-def ask(address: str, work: "Callable[[Client], Awaitable[T]]") -> T:
-    """Runs `work` with a connected client; errors of the SDK end the command."""
+def ask(address: str, work: "Callable[[Client], Awaitable[T]]", *, timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> T:
+    """Runs `work` with a connected client, each of whose calls has so long; errors of the SDK end the command."""
 
     async def asking() -> T:
         from postbus import Client
 
-        async with Client(address, connect_timeout=CONNECT_TIMEOUT_SECONDS) as client:
+        async with Client(address, connect_timeout=CONNECT_TIMEOUT_SECONDS, call_timeout=timeout_seconds) as client:
             return await work(client)
 
     return run(asking())

@@ -16,6 +16,7 @@ class FakeCluster(cluster_pb2_grpc.ClusterServiceServicer, topic_pb2_grpc.TopicS
     """All three behind one address. Attributes are what a test changes."""
 
     def __init__(self) -> None:
+        self.starting = ""  # what it waits for
         self.metadata = cluster_pb2.GetMetadataResponse(cluster_id="flights", metadata_epoch=7, controller_node_id=1)
         for node_id in (1, 2, 3):
             self.metadata.nodes.add(
@@ -75,6 +76,8 @@ class FakeCluster(cluster_pb2_grpc.ClusterServiceServicer, topic_pb2_grpc.TopicS
         return cluster_pb2.GetServerFeaturesResponse(version="1.2.3")
 
     def GetMetadata(self, request: Any, context: Any) -> Any:
+        if self.starting:
+            context.abort(grpc.StatusCode.UNAVAILABLE, self.starting)
         return self.metadata
 
     def GetQuorum(self, request: Any, context: Any) -> Any:

@@ -24,7 +24,7 @@ def cluster() -> Iterator[FakeCluster]:
 @pytest.fixture
 def run(cluster: FakeCluster, inside_of: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command, against it."""
-    monkeypatch.setattr("broker.cli.cluster.QUORUM_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("broker.cli.cluster.HEALTH_TIMEOUT_SECONDS", 0.2)
     return inside_of(cluster.address)
 
 
@@ -108,6 +108,12 @@ def test_many_partitions_with_the_same_fault_are_a_line(run: Any, cluster: FakeC
     )
     found = json.loads(run("cluster", "health", "-o", "json").out)["findings"]
     assert len(found[0]["subjects"]) == 48
+
+
+def test_a_node_that_waits_for_the_others_is_told_at_once_with_its_reason(run: Any, cluster: FakeCluster) -> None:
+    cluster.starting = "1 of 3 controllers unreachable: 3 (bus-3:7071)"
+    done = run("cluster", "health")  # the time that it has is 0.2 s here
+    assert done.code == 4 and "unreachable: 3 (bus-3:7071)" in done.err
 
 
 def test_no_node_that_answers_is_an_exit_code_of_its_own(inside_of: Any) -> None:
