@@ -229,6 +229,8 @@ class _Answer:
 
     def places(self) -> list[Published]:
         """Where its records are, as far as they are safe."""
+        if len(self.works) == 1 and not self.failed and not self.earlier:  # nearly always
+            return self.works[0].published
         return [*self.earlier, *(part for work in self.works if work not in self.failed for part in work.published)]
 
 
