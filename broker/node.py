@@ -375,7 +375,7 @@ class Node:
 
     async def _sample(self) -> None:
         """What metrics hold of the moment; and what an operator should not have to find there, in the log."""
-        fsyncs, refusing = 0.0, False
+        fsyncs, refusing, damages = 0.0, False, 0
         while True:
             store, metrics = self._store, self.metrics
             metrics.append_queue_bytes.set(store.committer.queued_bytes)
@@ -391,6 +391,9 @@ class Node:
                     log.warning("disk_shortage", **disk, action="publishing is refused until there is room")
                 else:
                     log.info("disk_room", **disk, action="publishing goes on")
+            found = self._bus.partitions.damages.found_count
+            metrics.log_damages.inc(found - damages)
+            damages = found
             metrics.ready.set(int(self._ready.ready))
             if store.committer.flush_seconds_total != fsyncs:
                 fsyncs = store.committer.flush_seconds_total
@@ -442,6 +445,7 @@ class Node:
                         leader=partition.leading,
                         in_sync_replicas=len(replicated.isr),
                         replicas=len(replicated.replicas),
+                        damaged=partition.damaged,
                     )
 
     def _group_samples(self) -> Iterator[GroupSample]:

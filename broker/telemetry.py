@@ -106,6 +106,7 @@ class PartitionSample:
     leader: bool  # led by this node
     in_sync_replicas: int
     replicas: int
+    damaged: bool = False  # a part of the copy here can't be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,7 @@ class Metrics:
         self.publish_streams_open = gauge("publish_streams_open", "Publish streams that are open.")
         self.disk_free_bytes = gauge("disk_free_bytes", "Free bytes on the disk that holds the data.")
         self.publishing_refused = gauge("publishing_refused", "1 while publishing is refused for want of disk space.")
+        self.log_damages = counter("log_damages", "Copies of partitions that were found to be damaged.")
         self.ready = gauge("ready", "1 while the node is ready.")
         gauge("build_info", "Always 1; the version is in the label.", "version").labels(version).set(1)
         ProcessCollector(registry=self.registry)
@@ -310,6 +312,7 @@ class _LiveState:
         leader = family("leader", "1 where this node leads the partition.")
         in_sync = family("in_sync_replicas", "Replicas in sync.")
         under_replicated = family("under_replicated", "1 where a replica is not in sync.")
+        damaged = family("damaged", "1 where a part of the copy on this node can't be read.")
         for sample in self.partitions():
             labels = (sample.topic, str(sample.partition))
             start.add_metric(labels, sample.log_start_offset)
@@ -319,7 +322,8 @@ class _LiveState:
             leader.add_metric(labels, int(sample.leader))
             in_sync.add_metric(labels, sample.in_sync_replicas)
             under_replicated.add_metric(labels, int(sample.in_sync_replicas < sample.replicas))
-        yield from (start, end, watermark, size, leader, in_sync, under_replicated)
+            damaged.add_metric(labels, int(sample.damaged))
+        yield from (start, end, watermark, size, leader, in_sync, under_replicated, damaged)
 
     def _of_groups(self) -> Iterator[Metric]:
         members = GaugeMetricFamily("postbus_group_members", "Members of a group.", labels=("group",))

@@ -15,6 +15,7 @@ from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.replication.partition import Partition
 from broker.services import publish_route, requests
+from broker.storage.errors import LogCorrupt
 
 # 9999-12-31T23:59:59Z, the last moment that a Timestamp can name.
 TIMESTAMP_SECONDS_MAX: Final = 253_402_300_799
@@ -193,4 +194,10 @@ def _time_us(time: Timestamp) -> int:
 
 
 async def _at_time(partition: Partition, time_us: int, end_offset: int) -> int:
-    return await partition.log.offset_for_time(max(time_us, 0), end_offset=end_offset)
+    source = partition.log
+    try:
+        return await source.offset_for_time(max(time_us, 0), end_offset=end_offset)
+    except LogCorrupt:
+        if await partition.another_copy(source):
+            return await _at_time(partition, time_us, end_offset)
+        raise

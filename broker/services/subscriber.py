@@ -457,13 +457,16 @@ def _next_piece(cut: Iterator[Piece], *, after_others: bool) -> Piece | None:
 
 
 async def _read(partition: Partition, offset: int, end_offset: int, max_bytes: int) -> list[StoredBatch]:
+    source = partition.log
     try:
-        stored = partition.log.read_tail(offset, end_offset=end_offset, max_bytes=max_bytes)
+        stored = source.read_tail(offset, end_offset=end_offset, max_bytes=max_bytes)
         if not stored:
-            stored = await partition.log.read(offset, end_offset=end_offset, max_bytes=max_bytes)
+            stored = await source.read(offset, end_offset=end_offset, max_bytes=max_bytes)
     except OffsetOutOfRange:
         raise positions.out_of_range(partition, offset) from None
     except LogCorrupt as error:
+        if await partition.another_copy(source):
+            return await _read(partition, offset, end_offset, max_bytes)
         raise log_corrupt(partition, error) from error
     except StorageError as error:
         if partition.deleted:

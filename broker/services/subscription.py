@@ -20,6 +20,7 @@ from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.replication.partition import Partition
 from broker.replication.partitions import LedTopic, Partitions
+from broker.replication.remote_log import ReadableLog
 from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
 from broker.services.catch_up import CatchUp
@@ -516,10 +517,11 @@ class Subscription:
     async def _read(self, cursor: Cursor) -> None:
         generation = cursor.generation
         retry = False
+        source = cursor.partition.log
         try:
             end_offset = cursor.partition.high_watermark
             here = positions.is_here(cursor.partition)
-            stored = await cursor.partition.log.read(
+            stored = await source.read(
                 cursor.next_offset,
                 end_offset=end_offset,
                 max_bytes=self.surroundings.settings.read_ahead_bytes,
@@ -536,7 +538,7 @@ class Subscription:
         except OffsetOutOfRange:
             pass  # retention was faster: `_head` tells the subscriber
         except LogCorrupt as error:
-            self.fail(log_corrupt(cursor.partition, error))
+            retry = await self._read_elsewhere(cursor.partition, source, error)
         except (PostbusError, StorageError) as error:
             # Nobody leads it, or its log went from this node: it is elsewhere, and the stream goes on there.
             retry = not isinstance(error, PostbusError) or error.kind.retriable
@@ -552,6 +554,13 @@ class Subscription:
                 asyncio.get_running_loop().call_later(self.surroundings.settings.read_retry_s, self._filled, cursor)
             else:
                 self._filled(cursor)
+
+    async def _read_elsewhere(self, partition: Partition, source: ReadableLog, error: LogCorrupt) -> bool:
+        """The copy that was read is damaged. True: there is another one by now."""
+        if await partition.another_copy(source):
+            return True
+        self.fail(log_corrupt(partition, error))
+        return False
 
     def _filled(self, cursor: Cursor) -> None:
         cursor.filling = False

@@ -416,7 +416,9 @@ class PartitionLog:
             self.producers.clear()
             self.producers.high_watermark = start_offset
             ops: list[Op] = [("delete_range", family, begin, end) for family in LOG_FAMILIES if family != STATE]
-            self._deleted_ranges.append((begin, end))
+            if self.damage is None:
+                # Compacting a damaged table stops all writing: that is left to RocksDB, as late as it comes to it.
+                self._deleted_ranges.append((begin, end))
             self._ends_anew(ops)
             await self._context.committer.barrier()
             self.written_end_offset = self.durable_end_offset = start_offset
