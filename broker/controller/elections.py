@@ -41,9 +41,12 @@ def with_isr(
 
 
 def with_leader(before: PartitionState, terms: Terms, *, without: Collection[int] = ()) -> PartitionState:
-    """Led by the first who may, in order of preference, but for `without`; as it was if there is nobody else."""
+    """Led by the first who may, in order of preference, but for `without`; as it was if there is nobody else.
+
+    Never by one that is about to go, too: two of those would hand it to each other for ever.
+    """
     candidates = [node_id for node_id in before.replicas if node_id in before.isr and node_id not in without]
-    leader = _first_useful(candidates, terms)
+    leader = next((node_id for node_id in candidates if terms.useful(node_id)), NOBODY)
     if leader == NOBODY:
         return before
     return _numbered(before, replace(before, leader=leader))

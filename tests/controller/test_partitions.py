@@ -255,6 +255,14 @@ class TestLeadership:
             step(state, replace(report, broker_epoch=report.broker_epoch - 1))
         assert refused.value.reason == error_pb2.ERROR_REASON_PRECONDITION_NOT_MET
 
+    def test_leadership_is_never_handed_to_who_is_about_to_go(self) -> None:
+        """Two draining nodes would hand it to each other for ever."""
+        state = run(self.BEFORE, FenceNodes(node_ids=(3,)), DrainNode(node_id=1), DrainNode(node_id=2))
+        leader = partition(state).leader
+        after, decision = step(state, HandOver(node_id=leader))
+        assert partition(after).leader == leader
+        assert errors(decision)[0] == error_pb2.ERROR_REASON_NOT_ENOUGH_REPLICAS
+
     def test_preferred_leaders_are_elected_where_they_are_in_sync(self) -> None:
         state = run(self.BEFORE, HandOver(node_id=1), HandOver(node_id=2))
         state, decision = step(state, ElectLeaders())
