@@ -23,7 +23,7 @@ from postbus import Client
 from postbus.sync import SyncClient
 
 from bench import machine, nodes
-from bench.run import QUICK, ROOT, Figure, Scale, run_load, run_measurements
+from bench.run import ROOT, Figure, Scale, run_load, run_measurements
 
 TOPIC: Final = "load"
 GROUPS_TOPIC: Final = "__groups"
@@ -125,14 +125,13 @@ def latency(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 def failover(folder: Path, scale: Scale) -> Iterator[Figure]:
     """kill -9 of the leader that is also the active controller; of a follower that is not."""
-    kills = 10 if scale is not QUICK else 2
     data = folder / "failover"
     leaders: list[float] = []
     followers: list[float] = []
     holds = 0.0
     with nodes.running(data) as cluster, Client.sync(cluster.address) as client:
         _make_topic(cluster, partition_count=1)
-        for number in range(kills):
+        for number in range(scale.kills):
             for followers_turn in (False, True):
                 _until_in_sync(cluster)
                 controller = client.cluster.metadata().controller_node_id
@@ -176,7 +175,7 @@ def group_failover(folder: Path, scale: Scale) -> Iterator[Figure]:
 
 def many_partitions(folder: Path, scale: Scale) -> Iterator[Figure]:
     """A thousand partitions: idle cost, and how long until each has a leader again after a kill."""
-    count = 1000 if scale is not QUICK else 300
+    count = scale.partitions
     data = folder / "many"
     with nodes.running(data) as cluster, Client.sync(cluster.address) as client:
         for number in range(10):
@@ -208,8 +207,7 @@ def many_partitions(folder: Path, scale: Scale) -> Iterator[Figure]:
 def scaling(folder: Path, scale: Scale) -> Iterator[Figure]:
     """Processor seconds per million records on 1, 3 and 5 nodes: at equal replication, work per node falls."""
     records = max(scale.records // 5, 200_000)
-    cases = [(1, 1), (3, 1), (5, 1), (3, 3), (5, 3)] if scale is not QUICK else [(1, 1), (3, 3), (5, 3)]
-    for count, replication in cases:
+    for count, replication in ((1, 1), (3, 1), (5, 1), (3, 3), (5, 3)):
         data = folder / f"scale-{count}-{replication}"
         with nodes.running(data, count) as cluster:
             _make_topic(cluster, partition_count=15, replication_factor=replication)

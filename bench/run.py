@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from postbus import Client
@@ -60,10 +60,14 @@ class Scale:
     stored_mb: int
     """For the restart after a kill."""
     idle_subscribers: int
+    kills: int
+    """Of each kind, in a cluster."""
+    partitions: int
+    """Of the cluster with many."""
 
 
-FULL = Scale(rounds=5, records=3_000_000, stored_mb=5_000, idle_subscribers=1000)
-QUICK = Scale(rounds=1, records=200_000, stored_mb=100, idle_subscribers=200)
+FULL = Scale(rounds=5, records=3_000_000, stored_mb=5_000, idle_subscribers=1000, kills=10, partitions=1000)
+QUICK = Scale(rounds=1, records=200_000, stored_mb=100, idle_subscribers=200, kills=2, partitions=300)
 
 
 def main() -> int:
@@ -83,7 +87,7 @@ def run_measurements(
     options = parser.parse_args()
     scale = QUICK if options.quick else FULL
     if options.rounds:
-        scale = Scale(options.rounds, scale.records, scale.stored_mb, scale.idle_subscribers)
+        scale = replace(scale, rounds=options.rounds)
     folder = Path(tempfile.mkdtemp(prefix="postbus-bench-"))
     print(machine.describe(folder), flush=True)
     figures: list[Figure] = []
