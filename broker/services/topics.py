@@ -4,6 +4,7 @@ What changes the cluster goes to the controller, what a leader has to say is ask
 tell holds up no other.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from random import Random
@@ -163,6 +164,10 @@ class TopicService:
                 if before > partition.high_watermark:
                     raise positions.out_of_range(partition, before)
                 deleted.log_start_offset = await self._client.trim(led.topic_id, partition, before, timeout_s=timeout_s)
+                if not positions.is_here(partition):
+                    # What was read through this node before is forgotten here too.
+                    with contextlib.suppress(PostbusError):
+                        await partition.fresh_high_watermark(timeout_s)
             except PostbusError as error:
                 deleted.failure.CopyFrom(error.failure())
                 deleted.log_start_offset = partition.log.log_start_offset

@@ -1,14 +1,19 @@
 """A whole node and a client that can say anything: what every test of conformance stands on.
 
-One node serves the session, so that each test also shows that those before it left the broker well: an error in the
-broker's log fails the test during which it was written. Requests go out as messages or as raw bytes.
+One node serves the session, alone or as one of three, so that each test also shows that those before it left the broker
+well: an error in the broker's log fails the test during which it was written. Requests go out as messages or as raw
+bytes.
 """
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,16 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
-from postbus.v1 import cluster_pb2, error_pb2, group_pb2, publisher_pb2, record_pb2, subscriber_pb2, topic_pb2
+from postbus.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    error_pb2,
+    group_pb2,
+    publisher_pb2,
+    record_pb2,
+    subscriber_pb2,
+    topic_pb2,
+)
 
 from broker import config
 from broker.node import Node
@@ -366,15 +380,84 @@ def settings_of(folder: Path, flags: dict[str, str]) -> config.Settings:
     return config.load(flags={**small, **flags})
 
 
-@pytest_asyncio.fixture(loop_scope="session", scope="session")
-async def shared_bus(tmp_path_factory: pytest.TempPathFactory, broker_log: BrokerLog) -> AsyncIterator[Bus]:
-    """The node that most tests talk to."""
-    node = Node(settings_of(tmp_path_factory.mktemp("node"), {"metrics_per_partition": "false"}))
+@contextlib.asynccontextmanager
+async def lone_node(folder: Path) -> AsyncIterator[tuple[Node, int]]:
+    """A node, and its client port."""
+    node = Node(settings_of(folder, {"metrics_per_partition": "false"}))
     started = await node.start()
-    bus = Bus(node, started.client_port, itertools.count())
-    yield bus
-    await bus.close()
+    yield node, started.client_port
     await node.stop()
+
+
+@contextlib.asynccontextmanager
+async def node_of_three(folder: Path, *, bystander: bool) -> AsyncIterator[tuple[Node, int]]:
+    """Node 3 of three: it leads a share and follows a share, or, as a bystander, has no topic and no leader."""
+    with contextlib.ExitStack() as bound:
+        sockets = [bound.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = [each.getsockname()[1] for each in sockets]
+    peers = ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(ports, start=1))
+    nodes = [
+        Node(
+            settings_of(
+                folder / f"node-{number}",
+                {
+                    "node_id": str(number),
+                    "cluster_id": "conformance",
+                    "peers": peers,
+                    "peer_port": str(port),
+                    "topic_replication_factor": "2",
+                    "handover_timeout_seconds": "0.1",
+                    "metrics_per_partition": "false",
+                },
+            )
+        )
+        for number, port in enumerate(ports, start=1)
+    ]
+    started = await asyncio.gather(*(node.start() for node in nodes))
+    async with asyncio.timeout(60):
+        while not all(node._bus.ready for node in nodes):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
+        while bystander:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{started[0].client_port}") as channel:
+                drain = cluster_pb2.DrainNodeRequest(node_id=3)
+                drained = await cluster_pb2_grpc.ClusterServiceStub(channel).DrainNode(drain)
+            if not drained.leading_count:
+                break
+            await asyncio.sleep(0.1)
+    yield nodes[2], started[2].client_port
+    await asyncio.gather(*(node.stop() for node in nodes))
+
+
+THROUGH = {
+    "alone": lone_node,
+    "member": functools.partial(node_of_three, bystander=False),
+    "bystander": functools.partial(node_of_three, bystander=True),
+}
+# What is asked through a bystander too, unless POSTBUS_CONFORMANCE_THROUGH names what all is to be asked through.
+THROUGH_A_BYSTANDER = {"test_reading.py", "test_group_reading.py"}
+# These speak of a lone node: of its one copy, its one vote, its leadership of everything.
+ALONE = {
+    "test_settings_that_can_not_hold_make_no_topic_and_change_none",
+    "test_a_topic_of_a_shape_that_can_not_be_is_not_made",
+    "test_operations_that_can_not_be_are_refused_by_the_field",
+    "test_each_partition_of_an_operation_has_its_own_outcome",
+    "test_a_partition_is_described_with_its_copies",
+    "test_looking_at_the_cluster",
+}
+CHOSEN = os.environ.get("POSTBUS_CONFORMANCE_THROUGH", "")
+
+
+@pytest_asyncio.fixture(
+    loop_scope="session", scope="session", params=CHOSEN.split(",") if CHOSEN else ["alone", "bystander"]
+)
+async def shared_bus(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, broker_log: BrokerLog
+) -> AsyncIterator[Bus]:
+    """The node that most tests talk to: alone, or one of a cluster."""
+    async with THROUGH[request.param](tmp_path_factory.mktemp("node")) as (node, port):
+        bus = Bus(node, port, itertools.count())
+        yield bus
+        await bus.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -404,9 +487,13 @@ async def start_bus(tmp_path: Path, broker_log: BrokerLog) -> AsyncIterator[Star
         await node.stop()
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One loop for the session's node and all that talk to it."""
     here = Path(__file__).parent
-    for item in items:
+    for item in tuple(items):
         if here in item.path.parents and isinstance(item, pytest.Function):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            through = item.callspec.params.get("shared_bus") if hasattr(item, "callspec") else None
+            elsewhere = not CHOSEN and item.path.name not in THROUGH_A_BYSTANDER
+            if through not in {None, "alone"} and (elsewhere or item.originalname in ALONE):
+                items.remove(item)
