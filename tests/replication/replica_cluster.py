@@ -230,6 +230,8 @@ class ReplicaCluster:
                 self.loop.call_in(process, self._random.random() * 0.01, program.follow, image)
 
     def alter(self, node_id: int, change: AlterPartition) -> Altered:
+        if not self.image.topics:
+            return Altered(PostbusError(Reason.ERROR_REASON_TOPIC_NOT_FOUND, "it was deleted"))
         state = self.state
         if state.leader != node_id or state.leader_epoch != change.leader_epoch:
             return Altered(PostbusError(Reason.ERROR_REASON_NOT_LEADER, "not the leader"))
@@ -290,13 +292,18 @@ class ReplicaCluster:
         self.machines[node_id].disk.database("data").damage(family, offset_key(LOG_ID, offset))
 
     def check_in_sync(self) -> None:
-        """I3: who may be elected durably has all that was acknowledged."""
+        """I3: who may be elected durably has all that was acknowledged, unless the topic promises less."""
+        topic = self.image.topics.get("t")
+        if topic is None:
+            return
+        if topic_pb2.TopicConfig.FromString(topic.config).durability == topic_pb2.DURABILITY_REPLICATED:
+            return
         safe = max(self.acknowledged.values(), default=-1) + 1
         for node_id in (*self.state.isr, *self.state.elr):
             machine = self.machines[node_id]
-            topic = machine.program.partitions.find_name("t") if machine.running else None
-            if topic is not None and topic.partition(0).local is not None:
-                has = topic.partition(0).local.durable_end_offset
+            known = machine.program.partitions.find_name("t") if machine.running else None
+            if known is not None and known.partition(0).local is not None:
+                has = known.partition(0).local.durable_end_offset
                 assert has >= safe, f"node {node_id} has {has} of {safe}: {self.state}"
 
     def partition(self, node_id: int) -> Partition:

@@ -556,3 +556,30 @@ def test_a_leader_with_nothing_in_common_makes_the_follower_begin_anew() -> None
     followed.ask(follower, session=1)
     assert followed.answered(follower, log_start_offset=0, high_watermark=0, diverging=diverging) == Reset(0)
     assert not followed.session and not followed.matched
+
+
+def test_a_replica_that_may_have_been_emptied_counts_for_nothing_before_it_asks_again() -> None:
+    """It was removed and added again, and the leader saw both at once, as from a snapshot of the image."""
+    state = Replicas(replicas=(1, 2, 3), isr=(1, 2, 3), elr=(), leader_epoch=4, partition_epoch=7)
+    led = LedPartition(
+        1,
+        state,
+        min_insync_replicas=2,
+        start_offset=10,
+        durable_offset=10,
+        high_watermark=10,
+        settings=IsrSettings(),
+        now_s=0.0,
+    )
+    for node_id in (2, 3):
+        led.fetched(node_id, broker_epoch=node_id, durable_offset=10, end_offset=10, now_s=0.1)
+    registered = {node_id: Registered(node_id, may_join=True) for node_id in NODES}
+    assert led.changed(replace(state, isr=(1, 2), partition_epoch=9), now_s=1.0)
+    led.progressed(3, durable_offset=10, written_offset=10, end_offset=10, now_s=1.0)  # it was on its way
+    assert led.propose(end_offset=10, registered=registered, now_s=1.0) is None
+    assert led.replicated_offset == 0
+    assert not led.may_fetch(3, partition_epoch=8)
+    assert led.may_fetch(3, partition_epoch=9)
+    led.fetched(3, broker_epoch=3, durable_offset=10, end_offset=10, now_s=1.1)
+    proposal = led.propose(end_offset=10, registered=registered, now_s=1.1)
+    assert proposal is not None and proposal.members == NODES
