@@ -69,7 +69,7 @@ class Publisher {
       stream.cancel();
       if (RETRIABLE.includes(error.code)) {
         console.error(`${error.details ?? error.message ?? 'the node ended the stream'}; connecting again`);
-        setTimeout(() => this.#open(), 1000);
+        setTimeout(() => this.#open(), 200); // where several nodes are one bus, the next one is there at once
       } else {
         this.#failed = error;
       }

@@ -40,7 +40,7 @@ async function subscribe(bus, start, handle, signal) {
     } finally {
       signal.removeEventListener('abort', leave);
     }
-    await pause(1000, undefined, { signal }).catch(() => {});
+    await pause(200, undefined, { signal }).catch(() => {});
   }
 }
 

@@ -127,7 +127,7 @@ func (p *publisher) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(time.Second):
+		case <-time.After(200 * time.Millisecond): // where several nodes are one bus, the next one is there at once
 		}
 	}
 }

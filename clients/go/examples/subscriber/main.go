@@ -61,7 +61,7 @@ func subscribe(ctx context.Context, bus pb.SubscriberServiceClient, start *pb.Su
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Second):
+		case <-time.After(200 * time.Millisecond): // where several nodes are one bus, the next one is there at once
 		}
 	}
 	return nil
