@@ -19,8 +19,10 @@ def test_what_can_not_be_committed_now_holds_up_no_hand_over() -> None:
         await cluster.create_topic("orders", min_insync_replicas=2)
         await cluster.create_topic("strict", min_insync_replicas=3)
         everybody = {1, 2, 3}
-        for topic in ("orders", "strict"):
-            await cluster.until(topic, lambda topic=topic: set(cluster.partition_state(topic).isr) == everybody)
+        await cluster.until(
+            "all in sync",
+            lambda: all(set(cluster.partition_state(topic).isr) == everybody for topic in ("orders", "strict")),
+        )
         leader = cluster.leader("strict")
         lost = next(node_id for node_id in sorted(everybody - {leader, cluster.controller_id}))
         cluster.machine(lost).kill()
