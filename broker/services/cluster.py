@@ -5,6 +5,7 @@ wherever it is.
 """
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,15 +37,16 @@ from broker.services.catch_up import CatchUp
 from broker.services.partition_client import PartitionClient
 from broker.services.together import together
 
-FEATURES: Final = (
-    "clusters",
-    "compare-and-append",
-    "compression",
-    "idempotence-by-request-id",
-    "idempotence-by-sequence",
-    "log-compaction",
-    "ordered-groups",
-)
+# By name, with the first version that has it: a cluster has what all of its nodes have.
+FEATURES: Final = {
+    "clusters": (0, 1),
+    "compare-and-append": (0, 1),
+    "compression": (0, 1),
+    "idempotence-by-request-id": (0, 1),
+    "idempotence-by-sequence": (0, 1),
+    "log-compaction": (0, 1),
+    "ordered-groups": (0, 1),
+}
 QUORUM: Final = "quorum.describe"
 QUORUM_TIMEOUT_S: Final = 1.0
 ADMINISTRATION_TIMEOUT_S_MAX: Final = 30.0
@@ -204,10 +206,12 @@ class ClusterService:
     async def get_server_features(
         self, request: cluster_pb2.GetServerFeaturesRequest, call: Call
     ) -> cluster_pb2.GetServerFeaturesResponse:
-        """GetServerFeatures: of this version; nodes of different versions do not form a cluster yet."""
+        """GetServerFeatures: of the oldest version of all nodes that are registered, whether they are up or not."""
+        versions = [node.version for node in self._metadata_log.state.nodes.values() if node.version]
+        version = min([self._facts.version, *versions], key=_numbers)
         return cluster_pb2.GetServerFeaturesResponse(
-            version=self._facts.version,
-            features=FEATURES,
+            version=version,
+            features=[name for name, since in FEATURES.items() if since <= _numbers(version)],
             compressions=[record_pb2.Compression.Name(codec) for codec in sorted(batches.CODECS)],
             max_record_bytes=self._facts.record_bytes_max,
             max_batch_bytes=self._facts.batch_bytes_max,
@@ -438,6 +442,11 @@ class _Seen:
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """ "0.10.2": (0, 10, 2)."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
 
 
 def _snapshot(seen: _Seen, wanted: frozenset[str]) -> cluster_pb2.WatchMetadataResponse:

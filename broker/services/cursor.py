@@ -23,6 +23,8 @@ class Cursor:
         "caught_up",
         "committed_reported",
         "delayed",
+        "end_asked",
+        "end_known",
         "fence",
         "filling",
         "generation",
@@ -58,6 +60,8 @@ class Cursor:
         self.queued = False
         self.filling = False
         self.caught_up = False
+        self.end_asked = False
+        self.end_known = False  # all that was acknowledged when it got there may be read here
         self.generation = 0
         self.buffer: deque[StoredBatch] = deque()
         self.pieces: Iterator[Piece] | None = None
@@ -92,7 +96,7 @@ class Cursor:
         self.next_offset = offset
         self.buffer.clear()
         self.pieces = None
-        self.caught_up = False
+        self.caught_up = self.end_asked = self.end_known = False
 
     def forget_ahead(self) -> None:
         """Lets go of what was read ahead; the place stays."""

@@ -118,6 +118,8 @@ class Subscription:
         self._ready: deque[Cursor] = deque()
         self._fills: set[asyncio.Task[None]] = set()
         self._waiting_fills: deque[Cursor] = deque()
+        self._asks: set[asyncio.Task[None]] = set()
+        self._places_to_ask = asyncio.Semaphore(surroundings.settings.places_at_once_max)
         self._ahead: set[Cursor] = set()  # whose buffers came from disk and are not used up
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -360,7 +362,7 @@ class Subscription:
         finally:
             heartbeat.cancel()
             self._waiting_fills.clear()  # or each read that ends now would begin another
-            for task in self._fills:
+            for task in (*self._fills, *self._asks):
                 task.cancel()
             for cursor in list(self.cursors.values()):
                 self.remove_cursor(cursor)
@@ -456,9 +458,36 @@ class Subscription:
 
     def _note_caught_up(self, cursor: Cursor) -> None:
         if not cursor.caught_up and not cursor.paused and cursor.next_offset >= cursor.partition.high_watermark:
+            if not (cursor.end_known or cursor.partition.leading):
+                self._ask_end(cursor)
+                return
             cursor.caught_up = True
             self.events.caught_up.append(position_of(cursor, cursor.next_offset))
             self.note_event()
+
+    def _ask_end(self, cursor: Cursor) -> None:
+        """Whoever stops once caught up must have seen all that was acknowledged before: its leader knows."""
+        if not cursor.end_asked:
+            cursor.end_asked = True
+            task = asyncio.create_task(self._find_end(cursor))
+            self._asks.add(task)
+            task.add_done_callback(self._asks.discard)
+
+    async def _find_end(self, cursor: Cursor) -> None:
+        settings, generation = self.surroundings.settings, cursor.generation
+        while self.cursors.get(cursor.key) is cursor and cursor.generation == generation:
+            try:
+                async with self._places_to_ask:
+                    await positions.latest(cursor.partition, settings.leader_wait_s)
+            except PostbusError as error:
+                if not error.kind.retriable:
+                    return  # the topic went, which others tell
+                await asyncio.sleep(settings.read_retry_s)
+                continue
+            if cursor.generation == generation:
+                cursor.end_known = True
+                self.queue(cursor)
+            return
 
     def _head(self, cursor: Cursor) -> StoredBatch | None:
         if cursor.next_offset < cursor.partition.log.log_start_offset:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -541,3 +542,31 @@ async def test_an_empty_fetch_that_nobody_confirms_says_so(
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     monkeypatch.undo()
     assert not (await cluster[1].subscriber.Fetch(fetch, timeout=10)).batches
+
+
+async def test_the_cluster_has_what_its_oldest_node_has(cluster: LiveCluster) -> None:
+    """Through any node: version and features are those of the lowest of all."""
+    asked = cluster_pb2.GetServerFeaturesRequest()
+    assert "ordered-groups" in (await cluster.cluster(1).GetServerFeatures(asked, timeout=10)).features
+    metadata_log = cluster[1].node._bus.metadata_log
+    nodes = metadata_log.state.nodes
+    old = {**nodes, 2: replace(nodes[2], version="0.0.9"), 3: replace(nodes[3], version="0.10.0")}
+    metadata_log.state = replace(metadata_log.state, nodes=old)
+    told = await cluster.cluster(1).GetServerFeatures(asked, timeout=10)
+    assert (told.version, list(told.features)) == ("0.0.9", [])
+
+
+async def test_caught_up_is_not_told_before_what_was_acknowledged_came(cluster: LiveCluster) -> None:
+    """A follower that has not heard of its leader's end asks for it: whoever stops then has seen all."""
+    await cluster.create("t", 1)
+    await cluster.led("t", 0, by=2)
+    for count in range(1, 11):
+        await cluster[2].publisher.Publish(request("t", b"v", partition=0), timeout=10)
+        call = cluster[3].subscriber.Subscribe(timeout=30)
+        start = subscriber_pb2.SubscribeStart(topics=[subscriber_pb2.TopicSelector(topic="t")])
+        await call.write(subscriber_pb2.SubscribeRequest(start=start))
+        seen = 0
+        while not (response := await call.read()).caught_up:
+            seen += sum(len(batch.batch.records) for batch in response.batches)
+        assert (seen, response.caught_up[0].offset) == (count, count)
+        call.cancel()
