@@ -409,7 +409,7 @@ def _open(
     try:
         identity = data_dir.read_identity()
         if identity is not None:
-            _check_identity(path, identity, node_id=node_id, cluster_id=cluster_id)
+            _check_identity(path, identity, node_id=node_id, cluster_id=cluster_id, replicated=settings.replicated)
         meta_spec, data_spec = database_specs(settings)
         expected = identity is not None
         try:
@@ -473,7 +473,7 @@ def _open(
     )
 
 
-def _check_identity(path: Path, identity: Identity, *, node_id: int, cluster_id: str) -> None:
+def _check_identity(path: Path, identity: Identity, *, node_id: int, cluster_id: str, replicated: bool) -> None:
     if identity.node_id != node_id:
         raise StoreFailed(
             f"{path} is the data directory of node {identity.node_id}, and this node's id is {node_id}: set node_id to"
@@ -483,6 +483,12 @@ def _check_identity(path: Path, identity: Identity, *, node_id: int, cluster_id:
         raise StoreFailed(
             f"{path} belongs to cluster {identity.cluster_id!r}, and this node is to be of {cluster_id!r}: correct"
             " cluster_id, or name another data directory"
+        )
+    if identity.replicated and not replicated:
+        # Out of reach of the others it would wait for them for ever.
+        raise StoreFailed(
+            f"{path} is one node's part of cluster {identity.cluster_id!r}: name the cluster's peers (and its"
+            " cluster_id), or another data directory"
         )
 
 

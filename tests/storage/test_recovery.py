@@ -226,6 +226,13 @@ async def test_an_unknown_format_is_refused_untouched(folder: Path) -> None:
             await opened(folder)
 
 
+async def test_a_part_of_a_cluster_is_not_opened_as_a_bus_of_its_own(folder: Path) -> None:
+    await (await opened(folder, replicated=True)).close()
+    with pytest.raises(StoreFailed, match="name the cluster's peers"):
+        await opened(folder)
+    await (await opened(folder, replicated=True)).close()
+
+
 async def test_in_a_cluster_lost_data_opens_with_what_is_left_and_says_so_until_told(folder: Path) -> None:
     """The others have the records; what must not happen is that this copy passes for whole."""
     identity = read_identity(folder)
