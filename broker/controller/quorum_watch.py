@@ -81,7 +81,10 @@ class QuorumWatch:
         if not missing:
             return ""
         named = ", ".join(f"{node_id} ({self._endpoint(node_id)})" for node_id in missing)
-        return f"{len(missing)} of {len(voters)} controllers unreachable: {named}"
+        problem = f"{len(missing)} of {len(voters)} controllers unreachable: {named}"
+        # Who sees that a majority is there must not look for another reason.
+        founding = not self._metadata_log.state.index and self._node_id in self._peer_endpoints
+        return problem + ("; a new cluster begins once all of them have been up together" if founding else "")
 
     def _endpoint(self, node_id: int) -> str:
         node = self._metadata_log.state.nodes.get(node_id)

@@ -342,6 +342,21 @@ def test_without_a_quorum_the_error_names_who_is_missing_and_later_all_goes_on()
     simulate(scenario)
 
 
+def test_a_founder_that_waits_for_another_says_for_whom_and_why_a_majority_is_not_enough() -> None:
+    async def scenario(loop: SimLoop) -> None:
+        cluster = Cluster(loop, 3)
+        cluster.start(1)
+        cluster.start(2)
+        waiting = cluster.node(1)
+        await cluster.until(lambda: waiting.log.quorum_problem().startswith("1 of 3 controllers unreachable: 3 "))
+        assert waiting.log.quorum_problem().endswith("a new cluster begins once all of them have been up together")
+        cluster.start(3)
+        await cluster.settled()
+        await cluster.until(lambda: waiting.log.quorum_problem() == "")
+
+    simulate(scenario)
+
+
 def test_a_leader_that_is_cut_off_says_that_the_outcome_is_not_known() -> None:
     async def scenario(loop: SimLoop) -> None:
         cluster = Cluster(loop, 3)
