@@ -32,7 +32,7 @@ from broker.replication.remote_log import ReadableLog, RemoteLog
 from broker.replication.settings import ReplicationSettings
 from broker.replication.waiters import Done, Waiters
 from broker.storage.batch import NewBatch
-from broker.storage.errors import DiskFull, StorageError
+from broker.storage.errors import DiskFull, LogCorrupt, StorageError, StoreCorrupt
 from broker.storage.log import PartitionLog
 from broker.storage.producers import ProducerRefusal
 from broker.storage.request_ids import RequestIdsFull
@@ -234,6 +234,26 @@ class Partition:
         return Published(
             self.number, appended.base_offset, new.record_count, new.record_indexes, appended.append_time_us, False
         )
+
+    async def load_request_ids(self) -> None:
+        """Comes before the first publish with a request id in a leader epoch. Raises PostbusError, StorageError."""
+        local = self.local
+        if local is None:
+            raise self.not_leading()
+        try:
+            await local.load_request_ids()
+        except (LogCorrupt, StoreCorrupt) as error:
+            where = f"{self.topic}/{self.number}"
+            if not await self.another_copy(local):
+                raise PostbusError(
+                    Reason.ERROR_REASON_LOG_CORRUPT,
+                    f"{where} is damaged, and no other copy is whole: what was published before can't be told",
+                ) from error
+            raise PostbusError(
+                Reason.ERROR_REASON_NO_LEADER,
+                f"the copy of {where} that led it is damaged: another one leads",
+                retry_after_ms=100,
+            ) from error
 
     def find_sequence(self, *, producer_id: int, producer_epoch: int, sequence: int) -> Published | None:
         """Where this batch of a producer is, if it was appended before; raises unless it is that or the next one."""

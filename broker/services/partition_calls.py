@@ -96,8 +96,7 @@ class PartitionCalls:
         if not self._has_room():
             await self._wait_for_room()
         if part.request_id and placing.ids_missing(partition):
-            assert partition.local is not None
-            await partition.local.load_request_ids()
+            await partition.load_request_ids()
         # From here to the append nothing waits.
         self._check_turn(door, partition, part)
         try:
@@ -151,8 +150,7 @@ class PartitionCalls:
         for number in question.partitions:
             partition = self._led(question.topic_id, number)
             if placing.ids_missing(partition):
-                assert partition.local is not None
-                await partition.local.load_request_ids()
+                await partition.load_request_ids()
             error = partition.writable_error()
             if error is not None:
                 raise error

@@ -133,7 +133,7 @@ class Publishing:
         for part in parts:
             partition = prepared.topic.partitions[part.partition]
             if placing.ids_missing(partition) and partition.local is not None:
-                await partition.local.load_request_ids()
+                await partition.load_request_ids()
         if not self._must_look_up(prepared):
             return []
         topic = prepared.topic

@@ -5,8 +5,10 @@ Each action says whether it took effect; commands may be refused, which is no fa
 """
 
 import asyncio
+import contextvars
 import random
 from collections.abc import Callable
+from functools import partial
 
 from sim_cluster import Cluster, Lost, Node
 from sim_machines import Machine
@@ -23,7 +25,8 @@ from broker.controller.commands import (
 )
 from broker.controller.topic_config import TopicConfig
 from broker.errors import PostbusError
-from broker.storage.log_state import STATE
+from broker.storage.log import PartitionLog
+from broker.storage.log_state import BATCHES, INDEX, STATE, key_number, log_key, offset_key
 
 WEIGHTS = {
     "stop": 1.0,
@@ -33,6 +36,7 @@ WEIGHTS = {
     "drain": 0.4,
     "min_insync": 0.4,
     "flip_state": 0.4,
+    "flip_record": 0.6,
     "transfer": 0.7,
 }
 
@@ -54,6 +58,8 @@ class ClusterFaults:
             registered = state.nodes.get(other.node_id)
             if registered is None or registered.store_id != other.disk.store_id or registered.unclean:
                 return False  # another one is coming back
+            if other is not machine and other.disk.database("data").damaged:
+                return False  # this one may be needed to make that one whole
         for topic, _, partition in state.partitions():
             may_lead = {*partition.isr, *partition.elr}
             if machine.node_id in may_lead and len(may_lead) < 2:
@@ -87,13 +93,14 @@ class ClusterFaults:
         if node is None or len(self.cluster.nodes()) <= len(self.cluster.machines) // 2 + 1:
             return False
         machine = node.machine
+        outside = contextvars.copy_context()  # what the dead process began would not happen
 
         async def stop() -> None:
             await node.bus.hand_over()
             await node.bus.close()
             await node.store.close()
             self.cluster.loop.note(f"stopped {machine.node_id}")
-            self.cluster.loop.call_soon(end)
+            self.cluster.loop.call_soon(end, context=outside)
 
         def end() -> None:
             if machine.program is node:
@@ -142,6 +149,38 @@ class ClusterFaults:
         machine.start()
         return True
 
+    def flip_record(self, draw: random.Random) -> bool:
+        """A bit flips in a batch that was safe, or in its index entry, on one node; it is read there in the end."""
+        machine = draw.choice(self.cluster.machines)
+        database = machine.disk.database("data")
+        state = draw.choice(self.cluster.state.topics[self.topic].partitions)
+        table = database.written.get(family := draw.choice((BATCHES, BATCHES, INDEX)))
+        leader = next((node for node in self.cluster.nodes() if node.machine.node_id == state.leader), None)
+        if database.damaged or table is None or leader is None or not self.may_lose(machine):
+            return False
+        partition = leader.bus.partitions.find_log(state.log_id)
+        if partition is None or not partition.leading or partition.high_watermark == 0:
+            return False
+        first, last = table.span(log_key(state.log_id), offset_key(state.log_id, partition.high_watermark))
+        if first == last:
+            return False
+        key = table.keys[draw.randrange(first, last)]
+        database.damage(family, key)
+        self.tasks.append(asyncio.ensure_future(self._read_until_whole(machine, state.log_id, (family, key))))
+        return True
+
+    async def _read_until_whole(self, machine: Machine, log_id: int, damaged: tuple[str, bytes]) -> None:
+        """Memory would hide it for ever: reads the disk, as retention, compaction and slow readers do."""
+        offset = key_number(damaged[1])
+        while damaged in machine.disk.database("data").damaged:
+            await asyncio.sleep(1.0)
+            node = machine.program if machine.running else None
+            if node is None or log_id not in node.store.log_ids():
+                continue
+            log = node.store.log(log_id)
+            reading = node.process.spawn(log.in_reader(partial(_read_disk, log, offset)))
+            await asyncio.wait([reading], timeout=1.0)
+
     def transfer(self, draw: random.Random) -> bool:
         """The controller moves."""
         node = next((node for node in self.cluster.nodes() if node.bus.metadata_log.active), None)
@@ -188,3 +227,7 @@ class ClusterFaults:
                 failure = error
                 await asyncio.sleep(0.5)
         raise AssertionError(f"{command}: {failure!r}")
+
+
+def _read_disk(log: PartitionLog, offset: int) -> None:
+    log.reader.read(offset, end_offset=offset + 1, max_bytes=1)

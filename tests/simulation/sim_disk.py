@@ -78,7 +78,12 @@ class Database:
         _apply(self.written, ops)
         self._unsynced.append((self.sequence, ops))
         if self.damaged:
-            self.damaged.difference_update([(op[1], op[2]) for op in ops])
+            self.damaged -= {
+                (family, key)
+                for family, key in self.damaged
+                for op in ops
+                if op[1] == family and (key == op[2] or (op[0] == "delete_range" and op[2] <= key < op[3]))
+            }
 
     def synced(self, sequence: int) -> None:
         """All writes up to there are on the disk."""
