@@ -144,7 +144,7 @@ class Sender:
         try:
             await self._write(stream, reader)
             if stream.leaving and not reader.done():
-                await stream.call.done_writing()
+                await self._half_close(stream)
                 await asyncio.wait({reader}, timeout=LEAVE_TIMEOUT)
             elif not reader.done():
                 await asyncio.wait({reader}, timeout=LEAVE_TIMEOUT)  # The reader knows why writing failed.
@@ -193,11 +193,30 @@ class Sender:
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
                 return
             except asyncio.CancelledError:
-                if call.done():  # grpc.aio tells a writer of the end so; being cancelled looks the same.
-                    task = asyncio.current_task()
-                    if task is not None and not getattr(task, "cancelling", lambda: 0)() and not self._pipeline.closed:
-                        return
+                if self._was_cancelled(stream):
+                    raise
+                return
+
+    async def _half_close(self, stream: Stream) -> None:
+        """Says that nothing more comes. The reader learns of the end, whatever it is."""
+        try:
+            await stream.call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            pass
+        except asyncio.CancelledError:
+            # Else the node that dies in this moment would take the sender with it, and its lanes would wait for ever.
+            if self._was_cancelled(stream):
                 raise
+
+    def _was_cancelled(self, stream: Stream) -> bool:
+        """grpc.aio tells a writer of the stream's end by a CancelledError; whether this one means the task."""
+        task = asyncio.current_task()
+        return (
+            not stream.call.done()
+            or task is None
+            or bool(getattr(task, "cancelling", lambda: 0)())
+            or self._pipeline.closed
+        )
 
     async def _read(self, stream: Stream) -> None:
         try:
