@@ -140,18 +140,22 @@ class Engine:
         options.set_iterate_upper_bound(end)
         cursor = self._families[family].iter(options)
         step = cursor.prev if reverse else cursor.next
-        if reverse:
-            cursor.seek_to_last()
-        else:
-            cursor.seek(begin)
-        while cursor.valid():
-            key = cursor.key()
-            if key < begin:
-                return
-            yield key, cursor.value()
-            step()
-        # Damage ends an iteration too; it must not pass for the end of the data.
-        cursor.status()
+        try:
+            if reverse:
+                cursor.seek_to_last()
+            else:
+                cursor.seek(begin)
+            while cursor.valid():
+                key = cursor.key()
+                if key < begin:
+                    return
+                yield key, cursor.value()
+                step()
+            # Damage ends an iteration too; it must not pass for the end of the data.
+            cursor.status()
+        finally:
+            # Whoever keeps the error keeps this frame, and a cursor keeps RocksDB's lock on the files.
+            del cursor, step
 
     def sequence(self) -> int:
         """Number of the last write; grows by one with each operation, and is never handed out twice."""
