@@ -233,7 +233,7 @@ async def test_acknowledgements_outlast_a_coordinator_that_is_nowhere(
         assert committed[0].offset == 1
         assert not failures
         await bus.publish("t", b"another", partition=0)
-        assert (await member.until(lambda response: [b for b in response.batches if b.delivery.base_offset == 1]))
+        assert await member.until(lambda response: [b for b in response.batches if b.delivery.base_offset == 1])
 
 
 async def test_a_half_close_commits_what_was_on_its_way(bus: LiveNode, monkeypatch: pytest.MonkeyPatch) -> None:
