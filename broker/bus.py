@@ -503,12 +503,14 @@ class Bus:
 
     async def _make_groups_topic(self) -> None:
         config = topic_pb2.TopicConfig(cleanup_policy=topic_pb2.CLEANUP_POLICY_COMPACT)
+        node_count = max(len(self.metadata_log.decided.nodes), len(self.settings.peers))
         await self.metadata_log.execute(
             CreateTopic(
                 name=GROUPS_TOPIC,
                 topic_id=self._random.randbytes(16).hex(),
                 now_us=self.clock.wall_us(),
                 partition_count=self.settings.groups_partition_count,
+                replication_factor=min(self.settings.groups_replication_factor, node_count),
                 config=config,
                 internal=True,
                 seed=self._random.getrandbits(32),
