@@ -60,7 +60,6 @@ __all__ = [
 ]
 
 TOPIC_PARTITIONS_MAX: Final = 1_000
-REPLICATION_FACTOR_DEFAULT: Final = 3
 LABELS_MAX: Final = 64
 LABELS_BYTES_MAX: Final = 4_096  # of a topic, names and values together: every node keeps them in memory
 PRODUCER_EPOCH_MAX: Final = 2**31 - 1
@@ -276,7 +275,7 @@ def _check_partition_count(state: ClusterState, before: int, after: int, rules: 
 
 def _replication_factor_default(state: ClusterState, nodes: Sequence[NodeState], rules: Rules) -> int:
     there_will_be = len(nodes) if len(state.nodes) >= rules.expected_nodes else rules.expected_nodes
-    return max(1, min(REPLICATION_FACTOR_DEFAULT, there_will_be))
+    return max(1, min(rules.defaults.replication_factor, there_will_be))
 
 
 def _check_replication_factor(replication_factor: int, nodes: Sequence[NodeState], rules: Rules) -> None:

@@ -32,6 +32,7 @@ class TopicDefaults:
     """What holds for a topic that does not say, and the limits that it may only lower."""
 
     partition_count: int = 6
+    replication_factor: int = 3  # or as many as there are nodes
     retention_time_us: int | None = 7 * 86_400 * US_PER_SECOND  # None: for ever
     retention_bytes: int | None = None  # None: no limit
     deduplication_window_us: int = 300 * US_PER_SECOND
@@ -44,6 +45,7 @@ class TopicDefaults:
         retention = settings.topic_retention_seconds
         return cls(
             partition_count=settings.topic_partitions,
+            replication_factor=settings.topic_replication_factor,
             retention_time_us=None if retention is None else round(retention * US_PER_SECOND),
             retention_bytes=settings.topic_retention_bytes,
             deduplication_window_us=round(settings.deduplication_window_seconds * US_PER_SECOND),

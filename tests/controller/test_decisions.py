@@ -386,3 +386,5 @@ def test_defaults_come_from_the_node_s_settings() -> None:
     assert run(ONE, create(), rules=rules).topics["orders"].partition_count == 2
     error = refusal(ONE, create(config=TopicConfig(max_batch_bytes=101)), rules=rules)
     assert error.field == "config.max_batch_bytes"
+    two_copies = Rules(defaults=TopicDefaults(replication_factor=2))
+    assert run(THREE, create(), rules=two_copies).topics["orders"].replication_factor == 2
