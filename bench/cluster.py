@@ -173,6 +173,33 @@ def group_failover(folder: Path, scale: Scale) -> Iterator[Figure]:
     yield Figure("kill -9 of a group's coordinator: longest without a commit", "s", pauses["committed_at"], 3.0, True)
 
 
+def rolling_restart(folder: Path, scale: Scale) -> Iterator[Figure]:
+    """SIGTERM and start of one node after the other, each back in every ISR first; a publisher every 5 ms."""
+    data = folder / "rolling"
+    pauses: list[float] = []
+    with nodes.running(data) as cluster:
+        _make_topic(cluster, partition_count=6)
+        for _ in range(scale.rounds):
+            command = [sys.executable, "-m", "bench.loads", "every_5_ms", cluster.address, f"topic={TOPIC}"]
+            command.append("seconds=20")
+            publisher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+            assert publisher.stdout is not None
+            assert publisher.stdout.readline().strip() == b"publishing"
+            begin = time.perf_counter()
+            for one in cluster.members:
+                time.sleep(1)
+                cluster.terminate(one.node_id)
+                cluster.start()
+                _until_in_sync(cluster)
+            assert time.perf_counter() - begin < 19, "the publisher was done before the last restart"
+            result = json.loads(publisher.stdout.read())
+            assert publisher.wait() == 0 and result["lost"] == 0, result
+            moments = sorted(result["acknowledged_at"])
+            pauses.append(max(later - earlier for earlier, later in itertools.pairwise(moments)))
+    shutil.rmtree(data)
+    yield Figure("rolling restart by SIGTERM, none failed: longest pause", "s", pauses, 0.5, at_most=True)
+
+
 def many_partitions(folder: Path, scale: Scale) -> Iterator[Figure]:
     """A thousand partitions: idle cost, and how long until each has a leader again after a kill."""
     count = scale.partitions
@@ -227,6 +254,7 @@ MEASUREMENTS: dict[str, Callable[[Path, Scale], Iterator[Figure]]] = {
     "forwarding": forwarding,
     "latency": latency,
     "failover": failover,
+    "rolling-restart": rolling_restart,
     "group-failover": group_failover,
     "many-partitions": many_partitions,
     "scaling": scaling,

@@ -99,6 +99,14 @@ class Nodes:
         one.process.wait()
         one.process = None
 
+    def terminate(self, node_id: int) -> None:
+        """As an upgrade would: SIGTERM, and wait."""
+        one = self.member(node_id)
+        assert one.process is not None
+        one.process.terminate()
+        one.process.wait()
+        one.process = None
+
     def stop(self) -> None:
         """All, in good order."""
         running = [one.process for one in self.members if one.process is not None]
