@@ -17,12 +17,12 @@ from postbus.v1 import topic_pb2
 
 from broker import __version__, errors
 from broker.clock import Clock
-from broker.controller.commands import AdoptLogs, CreateCluster, CreateTopic, PartitionId, Rules
+from broker.controller.commands import AdoptLogs, CreateCluster, CreateTopic, PartitionId, RegisterNode, Rules
 from broker.controller.controller import Controller, ControllerSettings
 from broker.controller.metadata_log import MetadataLog, MetadataLogSettings
 from broker.controller.producer_ids import ProducerIds
 from broker.controller.quorum_watch import QuorumWatch
-from broker.controller.session import NodeFacts, NodeSession, SessionSettings
+from broker.controller.session import NodeSession, SessionSettings
 from broker.controller.state import NOBODY, ClusterState, difference
 from broker.controller.topic_config import TopicDefaults
 from broker.errors import PostbusError, Reason
@@ -157,7 +157,7 @@ class Bus:
             settings=settings.controller,
         )
         self.session = NodeSession(
-            facts=NodeFacts(
+            registration=RegisterNode(
                 node_id=self.node_id,
                 store_id=identity.store_id,
                 client_endpoint=settings.client_endpoint,

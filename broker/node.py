@@ -182,12 +182,11 @@ class Node:
             peer_port=peer_port,
             seconds=time.monotonic() - begin,
             recovery=store.recovery,
-            topics=sum(not topic.internal for topic in bus.partitions),
-            partitions=sum(len(topic.partitions) for topic in bus.partitions if not topic.internal),
+            topics=sum(1 for _ in bus.partitions),
+            partitions=sum(len(topic.partitions) for topic in bus.partitions),
             records=sum(
                 partition.high_watermark - partition.log.log_start_offset
                 for topic in bus.partitions
-                if not topic.internal
                 for partition in topic.partitions
                 if partition.local is not None
             ),

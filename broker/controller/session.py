@@ -34,19 +34,6 @@ log = structlog.get_logger(__name__)
 HEARTBEAT: Final = "controller.heartbeat"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeFacts:
-    """What a node says of itself when it registers."""
-
-    node_id: int
-    store_id: str
-    client_endpoint: str = ""
-    peer_endpoint: str = ""
-    rack: str = ""
-    version: str = ""
-    unclean: bool = False  # it lost records that it had promised to keep
-
-
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
     """Times."""
@@ -75,16 +62,17 @@ class NodeSession:
     def __init__(
         self,
         *,
-        facts: NodeFacts,
+        registration: RegisterNode,
         metadata_log: MetadataLog,
         calls: CallsToNodes,
         clock: Clock,
         disk_full: Callable[[], bool] = lambda: False,
         settings: SessionSettings | None = None,
     ) -> None:
-        """disk_full: whether this node can store no records now."""
+        """registration: what the node says of itself. disk_full: whether this node can store no records now."""
         self.broker_epoch = 0  # of this life; 0: not registered yet
-        self._facts = facts
+        self._registration = registration
+        self._node_id = registration.node_id
         self._metadata_log = metadata_log
         self._calls = calls
         self._clock = clock
@@ -113,7 +101,7 @@ class NodeSession:
     @property
     def unfenced(self) -> bool:
         """Whether the cluster counts on this node, as far as it knows."""
-        node = self._metadata_log.state.nodes.get(self._facts.node_id)
+        node = self._metadata_log.state.nodes.get(self._node_id)
         return node is not None and node.broker_epoch == self.broker_epoch and not node.fenced
 
     def add_listener(self, listener: Callable[[], None]) -> None:
@@ -147,7 +135,7 @@ class NodeSession:
 
         Raises what `MetadataLog.execute` does: then nothing is known, and the same may be asked again.
         """
-        command = AlterPartitions(node_id=self._facts.node_id, broker_epoch=self.broker_epoch, changes=tuple(changes))
+        command = AlterPartitions(node_id=self._node_id, broker_epoch=self.broker_epoch, changes=tuple(changes))
         return self._results((await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes)
 
     async def report_damage(self, partitions: Sequence[PartitionId], *, timeout_s: float = 5.0) -> list[AlterResult]:
@@ -155,9 +143,7 @@ class NodeSession:
 
         Of those that are gone there is no result. Raises what `MetadataLog.execute` does.
         """
-        command = ReportDamage(
-            node_id=self._facts.node_id, broker_epoch=self.broker_epoch, partitions=tuple(partitions)
-        )
+        command = ReportDamage(node_id=self._node_id, broker_epoch=self.broker_epoch, partitions=tuple(partitions))
         return self._results((await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes)
 
     def _results(self, outcomes: Sequence[Outcome]) -> list[AlterResult]:
@@ -175,9 +161,9 @@ class NodeSession:
         This node has applied it. Outcomes with an error are of partitions that it still leads.
         """
         if partitions is None:
-            command: StopNode | HandOver = StopNode(node_id=self._facts.node_id, broker_epoch=self.broker_epoch)
+            command: StopNode | HandOver = StopNode(node_id=self._node_id, broker_epoch=self.broker_epoch)
         else:
-            command = HandOver(node_id=self._facts.node_id, partitions=tuple(partitions))
+            command = HandOver(node_id=self._node_id, partitions=tuple(partitions))
             if not partitions:
                 return ()
         return (await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes
@@ -206,25 +192,16 @@ class NodeSession:
                 waiting.cancel()
 
     async def _register(self) -> None:
-        facts = self._facts
-        command = RegisterNode(
-            node_id=facts.node_id,
-            store_id=facts.store_id,
-            client_endpoint=facts.client_endpoint,
-            peer_endpoint=facts.peer_endpoint,
-            rack=facts.rack,
-            version=facts.version,
-            unclean=facts.unclean,
-        )
+        registration = self._registration
         try:
-            executed = await self._metadata_log.execute(command, timeout_s=self._settings.register_s)
+            executed = await self._metadata_log.execute(registration, timeout_s=self._settings.register_s)
         except PostbusError as error:
             log.warning("registration_refused", why=error.message, reason=error.reason_name)
             await asyncio.sleep(self._settings.register_retry_s)
             return
-        self.broker_epoch = executed.after.nodes[facts.node_id].broker_epoch
+        self.broker_epoch = executed.after.nodes[registration.node_id].broker_epoch
         self._alone_since = self._clock.monotonic()
-        log.info("registered", broker_epoch=self.broker_epoch, unclean=facts.unclean)
+        log.info("registered", broker_epoch=self.broker_epoch, unclean=registration.unclean)
         self._tell()
 
     async def _beat(self, sent_at: float) -> bool:

@@ -11,7 +11,7 @@ A leader epoch is led or followed from beginning to end: an image that changes a
 
 import asyncio
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -768,28 +768,10 @@ class Partition:
             reads_remotely = getattr(self, "log", None) is self._remote
             self._remote.watch(bool(self._listeners) and reads_remotely and not self.deleted)
 
-    # --- what metrics tell
-
     @property
     def isr_count(self) -> int:
         """Replicas in sync."""
         return 0 if self.state is None else len(self.state.isr)
-
-    @property
-    def replica_count(self) -> int:
-        """Replicas."""
-        return 0 if self.state is None else len(self.state.replicas)
-
-    @property
-    def under_replicated(self) -> bool:
-        """Some are not in sync."""
-        return self.isr_count < self.replica_count
-
-    def follower_lags(self) -> Iterator[tuple[int, int]]:
-        """(node id, records that it durably lacks), for a leader."""
-        if self._led is not None and self.local is not None:
-            for follower in self._led.followers.values():
-                yield follower.node_id, self.local.end_offset - max(follower.durable_offset, 0)
 
     # --- refusals
 

@@ -6,7 +6,6 @@ the drivers of replication too: who feeds, who pulls, who asks for changes of th
 
 from collections.abc import Iterator
 from random import Random
-from typing import Final
 
 from postbus.v1 import topic_pb2
 
@@ -20,15 +19,12 @@ from broker.replication.damages import Damages
 from broker.replication.feeder import Feeder
 from broker.replication.isr_changes import IsrChanges, LoneSession, Session
 from broker.replication.leader import Registered
-from broker.replication.partition import Partition, Published, Role, Shared
+from broker.replication.partition import Partition, Shared
 from broker.replication.puller import Puller
 from broker.replication.remote_log import RemoteLog, RemoteReads
 from broker.replication.settings import ReplicationSettings
 from broker.storage.log import PartitionLog
 from broker.storage.store import LogStore
-
-# A publisher without keys stays on a partition for so many bytes, then the next one has its turn.
-STICKY_BYTES: Final = 64 * 1024
 
 
 class PartitionedTopic:
@@ -40,60 +36,12 @@ class PartitionedTopic:
         self.internal = topic.internal
         self.config = config
         self.partitions: list[Partition] = []
-        self._sticky = 0
-        self._sticky_bytes = 0
 
     def partition(self, number: int) -> Partition:
         """By number; raises PARTITION_NOT_FOUND."""
         if not 0 <= number < len(self.partitions):
             raise errors.partition_not_found(self.name, number, len(self.partitions))
         return self.partitions[number]
-
-    def sticky_partition(self, size_bytes: int) -> int:
-        """Where the next keyless records go: one partition for a while, so that batches stay whole, then the next."""
-        chosen = self._sticky
-        self._sticky_bytes += size_bytes
-        if self._sticky_bytes >= STICKY_BYTES:
-            self._sticky_bytes = 0
-            self._sticky = (chosen + 1) % len(self.partitions)
-        return chosen
-
-    @property
-    def request_ids_loaded(self) -> bool:
-        """Whether deduplication by request id knows, for all that is led here, what was appended before."""
-        return all(local.request_ids_loaded for local in self._led_logs())
-
-    async def load_request_ids(self) -> None:
-        """Reads them from the index; needed before the first publish with a request id in a leader epoch."""
-        for local in list(self._led_logs()):
-            await local.load_request_ids()
-
-    def find_request(self, request_id: bytes) -> list[Published]:
-        """The parts of an earlier try within the window, in any partition led here; empty if there was none.
-
-        All partitions are asked, because partitions may have been added between two tries.
-        """
-        return [
-            Published(
-                partition.number,
-                part.base_offset,
-                part.record_count,
-                part.record_indexes,
-                part.append_time_us,
-                True,
-            )
-            for partition in self.partitions
-            if partition.role is Role.LEADER and partition.local is not None
-            for part in partition.local.request_ids.find(request_id)
-        ]
-
-    def _led_logs(self) -> Iterator[PartitionLog]:
-        for partition in self.partitions:
-            if partition.role is Role.LEADER and partition.local is not None:
-                yield partition.local
-
-
-LedTopic = PartitionedTopic
 
 
 class Partitions:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from postbus.v1 import cluster_pb2, record_pb2
 
 from broker import errors
-from broker.controller import partition_decisions, rebalance
+from broker.controller import partition_decisions, quorum_watch, rebalance
 from broker.controller.commands import (
     CancelReassignments,
     Command,
@@ -65,20 +65,11 @@ class NodeFacts:
     message_receive_bytes_max: int
 
 
-class QuorumMember(Protocol):
+class QuorumMember(quorum_watch.QuorumMember, Protocol):
     """As raft.node.Member."""
 
     @property
-    def node_id(self) -> int: ...
-
-    @property
-    def voter(self) -> bool: ...
-
-    @property
     def match_index(self) -> int | None: ...
-
-    @property
-    def last_heard_s(self) -> float | None: ...
 
 
 class Quorum(Protocol):

@@ -16,7 +16,7 @@ from broker.errors import PostbusError
 from broker.groups.calls import Topic
 from broker.groups.records import PartitionKey
 from broker.replication.partition import Partition
-from broker.replication.partitions import LedTopic, Partitions
+from broker.replication.partitions import PartitionedTopic, Partitions
 from broker.services import positions
 
 # A leader that does not say within this time how far it is does not say; whoever asked tries again, or does without.
@@ -98,5 +98,5 @@ async def _refresh(partition: Partition) -> None:
         return
 
 
-def _described(topic: LedTopic | None) -> Topic | None:
+def _described(topic: PartitionedTopic | None) -> Topic | None:
     return None if topic is None else Topic(topic.name, topic.topic_id, len(topic.partitions))

@@ -13,7 +13,7 @@ from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.peers.calls import Calls, PeerUnreachable
 from broker.replication.partition import Partition, Published
-from broker.replication.partitions import LedTopic
+from broker.replication.partitions import PartitionedTopic
 from broker.services.forwarding import published_of
 from broker.services.partition_calls import DESCRIBE, ENDS, FIND_REQUEST, TRIM
 from broker.services.publish_route import RETRY_AFTER_MS, Verdict, verdict_of
@@ -45,7 +45,7 @@ class PartitionClient:
         return calls_pb2.TrimPartitionAnswer.FromString(answer).log_start_offset
 
     async def find_request(
-        self, topic: LedTopic, partitions: Sequence[Partition], request_id: bytes, timeout_s: float
+        self, topic: PartitionedTopic, partitions: Sequence[Partition], request_id: bytes, timeout_s: float
     ) -> list[Published]:
         """What the logs hold of a request, all of it safe."""
 

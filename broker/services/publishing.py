@@ -16,7 +16,7 @@ from postbus.v1 import publisher_pb2
 from broker import errors
 from broker.clock import Clock
 from broker.replication.partition import Partition, Published, Role
-from broker.replication.partitions import LedTopic, Partitions
+from broker.replication.partitions import PartitionedTopic, Partitions
 from broker.services import batches, placing, requests
 from broker.services.batches import BatchFacts, BatchLimits, BatchPart
 from broker.services.forwarding import Owner, Work
@@ -32,7 +32,7 @@ TIMEOUT_S_MAX: Final = 600.0
 class Prepared:
     """A request that is right in itself."""
 
-    topic: LedTopic
+    topic: PartitionedTopic
     view: view_pb2.PublishRequestView
     batch: bytes
     facts: BatchFacts
@@ -40,7 +40,7 @@ class Prepared:
 
 
 # Asks the leaders of some partitions of a topic what they hold of a request: topic, partitions, id, seconds.
-LookUp = Callable[[LedTopic, list[Partition], bytes, float], Awaitable[list[Published]]]
+LookUp = Callable[[PartitionedTopic, list[Partition], bytes, float], Awaitable[list[Published]]]
 
 
 class Publishing:
@@ -216,7 +216,7 @@ class Publishing:
             return batches.split_by_key(prepared.batch, partition_count=count, keyless_partition=keyless)
         return [BatchPart(whole, prepared.batch, facts.record_count, ())]
 
-    def _keyless(self, topic: LedTopic, size_bytes: int) -> int:
+    def _keyless(self, topic: PartitionedTopic, size_bytes: int) -> int:
         sticky = self._sticky.get(topic.topic_id)
         if sticky is None:
             sticky = self._sticky[topic.topic_id] = Sticky(self._node_id)
@@ -238,7 +238,7 @@ def _refuse_unknown(view: view_pb2.PublishRequestView) -> None:
         requests.refuse_unknown(view.precondition, "precondition.")
 
 
-def _check_options(view: view_pb2.PublishRequestView, topic: LedTopic) -> None:
+def _check_options(view: view_pb2.PublishRequestView, topic: PartitionedTopic) -> None:
     if not 0 <= view.acks <= publisher_pb2.ACKS_NONE:
         raise errors.unknown_field(f"acks = {view.acks}")
     if len(view.request_id.encode()) > REQUEST_ID_BYTES_MAX:

@@ -23,8 +23,6 @@ from broker.services.publisher import PublisherService
 from broker.services.subscriber import SubscriberService
 from broker.services.topics import TopicService
 
-_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 T = TypeVar("T")
 _Row = tuple[str, type[Message], Callable[[Any, Call], Awaitable[Message]]]
 

@@ -16,7 +16,7 @@ from broker.groups.client import CoordinatorClient
 from broker.peers.calls import PeerUnreachable
 from broker.peers.links import PeerId
 from broker.replication.partition import Partition
-from broker.replication.partitions import LedTopic
+from broker.replication.partitions import PartitionedTopic
 from broker.services import delivery, positions, publish_route, requests, subscribe_start
 from broker.services.adapter import Call, ServerStream
 from broker.services.delivery import Buffer, DeliveryLimits, Piece
@@ -145,7 +145,7 @@ class SubscriberService:
         )
 
     async def _find_places(
-        self, topic: LedTopic, places: dict[int, int], start: subscriber_pb2.StartPosition, *, timeout_s: float
+        self, topic: PartitionedTopic, places: dict[int, int], start: subscriber_pb2.StartPosition, *, timeout_s: float
     ) -> dict[int, int]:
         """Where to read: the places that were named, all of which must exist, or where `start` says."""
 
@@ -354,7 +354,7 @@ class SubscriberService:
 
 @dataclass(slots=True)
 class _FetchPlan:
-    topic: LedTopic
+    topic: PartitionedTopic
     places: dict[int, int]
     wait_s: float
     records_max: int

@@ -19,7 +19,7 @@ from broker import errors
 from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.replication.partition import Partition
-from broker.replication.partitions import LedTopic, Partitions
+from broker.replication.partitions import PartitionedTopic, Partitions
 from broker.replication.remote_log import ReadableLog
 from broker.services import delivery, positions, requests
 from broker.services.adapter import ServerStream
@@ -157,7 +157,7 @@ class Subscription:
         self.emit()
 
     async def _find_place(
-        self, topic: LedTopic, number: int, selector: subscriber_pb2.TopicSelector, exact: int | None
+        self, topic: PartitionedTopic, number: int, selector: subscriber_pb2.TopicSelector, exact: int | None
     ) -> tuple[Cursor, int]:
         """A cursor at the place to start, and the place that was asked for."""
         partition = topic.partition(number)

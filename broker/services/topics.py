@@ -21,7 +21,7 @@ from broker.controller.state import ClusterState, Topic
 from broker.controller.topic_config import TopicDefaults, as_proto, effective
 from broker.errors import PostbusError
 from broker.replication.partition import Partition
-from broker.replication.partitions import LedTopic, Partitions
+from broker.replication.partitions import PartitionedTopic, Partitions
 from broker.services import positions, requests
 from broker.services.adapter import Call
 from broker.services.paging import page
@@ -213,11 +213,11 @@ class TopicService:
             raise errors.topic_not_found(name)
         return topic
 
-    def _led(self, name: str) -> LedTopic:
+    def _led(self, name: str) -> PartitionedTopic:
         requests.check_name("topic", name)
         return self._partitions.topic(name)
 
-    def _chosen(self, led: LedTopic, numbers: Iterable[int]) -> list[Partition]:
+    def _chosen(self, led: PartitionedTopic, numbers: Iterable[int]) -> list[Partition]:
         wanted = list(numbers)
         if len(set(wanted)) != len(wanted):
             raise errors.invalid_field("partitions", "names a partition twice")

@@ -23,6 +23,7 @@ from broker.controller.commands import (
     Member,
     Reassignment,
     ReassignPartitions,
+    RegisterNode,
     RemoveNode,
     ReserveProducerIds,
     Rules,
@@ -31,7 +32,7 @@ from broker.controller.controller import Controller
 from broker.controller.metadata_log import MetadataLog, MetadataLogSettings
 from broker.controller.producer_ids import ProducerIds
 from broker.controller.quorum_watch import QuorumWatch
-from broker.controller.session import NodeFacts, NodeSession
+from broker.controller.session import NodeSession
 from broker.controller.state import ClusterState, PartitionState
 from broker.errors import PostbusError
 from broker.peers.calls import Calls
@@ -83,7 +84,7 @@ class Node:
             node_id=machine.node_id, metadata_log=self.log, raft=self.raft, calls=self.calls, clock=process
         )
         self.session = NodeSession(
-            facts=NodeFacts(
+            registration=RegisterNode(
                 node_id=machine.node_id,
                 store_id=machine.me.store_id,
                 peer_endpoint=endpoint(machine.node_id),

@@ -12,7 +12,6 @@ import gzip
 import itertools
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from pathlib import Path
 
 from demo import (
     FINISH_TIMEOUT_S,
-    GROUP,
     HERE,
     MEMBERS,
     TOPIC,
@@ -32,6 +30,7 @@ from demo import (
     all_read,
     end,
     kill_one,
+    main,
     read_work,
     report,
     start_member,
@@ -71,16 +70,6 @@ class Pauses:
         after = [moment for moment in self.moments if moment > end][:1] or [end]
         line = [*before, *inside, *after]
         return max((later - earlier for earlier, later in itertools.pairwise(line)), default=0.0)
-
-
-def main() -> int:
-    """Runs it; the exit status. Ended early, it leaves nothing behind."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        return run()
-    except KeyboardInterrupt:
-        story("interrupted; what it started is stopped, and its folder is gone")
-        return 130
 
 
 def run() -> int:
@@ -316,5 +305,4 @@ def free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    assert GROUP
-    sys.exit(main())
+    sys.exit(main(run))

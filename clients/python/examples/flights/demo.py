@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,8 @@ CHUNK = 20_000
 ENOUGH_BYTES = 2_000_000
 
 
-def main() -> int:
-    """Runs it; the exit status. Ended early, it leaves nothing behind."""
+def main(run: Callable[[], int]) -> int:
+    """Runs a demo; the exit status. Ended early, it leaves nothing behind."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return run()
@@ -269,4 +269,4 @@ def story(text: str, *, again: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run))
