@@ -64,6 +64,11 @@ KINDS: Final[Mapping[int, Kind]] = {
 }
 
 
+def reason_name(reason: int) -> str:
+    """Without its prefix, as ErrorInfo carries it."""
+    return Reason.Name(Reason.ValueType(reason)).removeprefix("ERROR_REASON_")
+
+
 class PostbusError(Exception):
     """An error for a client. Raise it anywhere below a servicer; the stream adapter or interceptor translates it.
 
@@ -101,7 +106,7 @@ class PostbusError(Exception):
     @property
     def reason_name(self) -> str:
         """The reason without its prefix, as ErrorInfo carries it."""
-        return Reason.Name(self.reason).removeprefix("ERROR_REASON_")
+        return reason_name(self.reason)
 
     def failure(self) -> error_pb2.Failure:
         """The same facts for use inside a stream or a response over several partitions."""

@@ -10,7 +10,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random, SystemRandom
 from typing import Any, Final
@@ -50,13 +49,8 @@ from broker.services.topics import TopicService
 from broker.storage.compaction import CompactionSettings
 from broker.storage.maintenance import MaintenanceSettings
 from broker.storage.store import LogStore, RecoveryReport, StorageSettings
-from broker.telemetry import (
-    ControllerSample,
-    EventLoopLag,
-    GroupSample,
-    Metrics,
-    PartitionSample,
-)
+from broker.telemetry import EventLoopLag, Metrics
+from broker.vitals import Counts, Vitals
 
 log = structlog.get_logger(__name__)
 
@@ -154,6 +148,18 @@ class Node:
         )
         self._stack.push_async_callback(bus.close)
         self._make_services(defaults)
+        self._vitals = Vitals(
+            self.metrics,
+            store=store,
+            bus=bus,
+            transport=transport,
+            counts=Counts(
+                ready=lambda: self._ready.ready,
+                subscriptions=lambda: self._subscriber.subscription_count,
+                publish_streams=lambda: self._publisher.stream_count,
+            ),
+            disk_free_min_bytes=settings.disk_free_min_bytes,
+        )
         bus.add_image_listener(self._followed)
         peer_port = None
         if transport is not None:
@@ -171,8 +177,7 @@ class Node:
         bus.start()
         self._lag.start()
         self._stack.push_async_callback(self._lag.stop)
-        self._tasks += [asyncio.create_task(self._sample()), asyncio.create_task(self._show_health())]
-        self._watch_metrics()
+        self._tasks += [asyncio.create_task(self._vitals.run()), asyncio.create_task(self._show_health())]
         await self._until_ready()
         self._ready = Readiness(True)
         await self._health.set(serving=True)
@@ -213,6 +218,7 @@ class Node:
             wait_for_room=self._store.wait_for_room,
             init_producer=bus.init_producer,
             answered=lambda code, seconds: self.metrics.request("PublisherService/PublishStream", code, seconds),
+            refused=lambda code, reason: self.metrics.request_failed("PublisherService/PublishStream", code, reason),
             clock=clock,
             settings=PublisherSettings(
                 timeout_s=settings.publish_timeout_seconds,
@@ -305,7 +311,7 @@ class Node:
     async def _serve_clients(self) -> None:
         register(
             self._server,
-            Adapter(observe=self.metrics.request, closed=self._closed),
+            Adapter(observe=self.metrics.request, failed=self.metrics.request_failed, closed=self._closed),
             publisher=self._publisher,
             subscriber=self._subscriber,
             topics=self._topics,
@@ -359,8 +365,7 @@ class Node:
     def _followed(self, old: ClusterState, new: ClusterState) -> None:
         """The cluster's image changed, and partitions and groups have followed: those who read them are next."""
         changes = difference(old, new)
-        for topic in changes.deleted:
-            self.metrics.forget_topic(topic.name)
+        self._vitals.followed(changes)
         if changes.created or changes.deleted or changes.changed:
             self._subscriber.topics_changed()
         self._cluster.changed()
@@ -371,33 +376,6 @@ class Node:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FATAL_EXIT_CODE)
-
-    async def _sample(self) -> None:
-        """What metrics hold of the moment; and what an operator should not have to find there, in the log."""
-        fsyncs, refusing, damages = 0.0, False, 0
-        while True:
-            store, metrics = self._store, self.metrics
-            metrics.append_queue_bytes.set(store.committer.queued_bytes)
-            metrics.tail_bytes.set(store.tail_bytes)
-            metrics.subscriptions_open.set(self._subscriber.subscription_count)
-            metrics.publish_streams_open.set(self._publisher.stream_count)
-            metrics.disk_free_bytes.set(store.disk_free_bytes)
-            metrics.publishing_refused.set(int(store.disk_full))
-            if store.disk_full != refusing:
-                refusing = store.disk_full
-                disk = {"free_bytes": store.disk_free_bytes, "disk_free_min_bytes": self._settings.disk_free_min_bytes}
-                if refusing:
-                    log.warning("disk_shortage", **disk, action="publishing is refused until there is room")
-                else:
-                    log.info("disk_room", **disk, action="publishing goes on")
-            found = self._bus.partitions.damages.found_count
-            metrics.log_damages.inc(found - damages)
-            damages = found
-            metrics.ready.set(int(self._ready.ready))
-            if store.committer.flush_seconds_total != fsyncs:
-                fsyncs = store.committer.flush_seconds_total
-                metrics.fsync_seconds.labels("data").observe(store.committer.flush_seconds_last)
-            await asyncio.sleep(1.0)
 
     async def _show_health(self) -> None:
         """A lost quorum shows service by service; readiness stays, so that reads go on through this node."""
@@ -412,44 +390,6 @@ class Node:
                     )
                 )
             await asyncio.sleep(HEALTH_INTERVAL_S)
-
-    def _watch_metrics(self) -> None:
-        self.metrics.set_sources(
-            partitions=self._partition_samples, groups=self._group_samples, controller=self._controller_sample
-        )
-
-    def _controller_sample(self) -> ControllerSample:
-        state = self._bus.state
-        return ControllerSample(
-            active=self._bus.metadata_log.active,
-            offline_partitions=sum(partition.leader == NOBODY for _, _, partition in state.partitions()),
-            topics=sum(not topic.internal for topic in state.topics.values()),
-        )
-
-    def _partition_samples(self) -> Iterator[PartitionSample]:
-        state = self._bus.state
-        for topic in self._bus.partitions:
-            known = state.topic_by_id(topic.topic_id)
-            if known is None:
-                continue
-            for partition, replicated in zip(topic.partitions, known.partitions, strict=False):
-                if partition.local is not None:
-                    yield PartitionSample(
-                        topic=topic.name,
-                        partition=partition.number,
-                        log_start_offset=partition.local.log_start_offset,
-                        end_offset=partition.local.end_offset,
-                        high_watermark=partition.high_watermark,
-                        size_bytes=partition.local.size_bytes,
-                        leader=partition.leading,
-                        in_sync_replicas=len(replicated.isr),
-                        replicas=len(replicated.replicas),
-                        damaged=partition.damaged,
-                    )
-
-    def _group_samples(self) -> Iterator[GroupSample]:
-        for name, members, lag in self._bus.coordinators.samples():
-            yield GroupSample(group=name, members=members, lag=tuple(lag.items()))
 
     # --- stop ---
 

@@ -1,20 +1,21 @@
 """What a node says about itself: logs and metrics.
 
-Owns the log set-up and the metrics' names. It never decides anything, and knows no other layer: what lives in objects
-(offsets, lag) is asked for at scrape time through sources handed in by the node. Sources run on the event loop, which
-owns that state; only the rendering of what they gave happens in a thread, so that a scrape doesn't hold up a publish.
+Owns the log set-up, and the metrics that are counted as things happen. It never decides anything, and knows no other
+layer: what lives in objects (offsets, lag) is asked for at scrape time through sources handed in by the node, and is
+in `samples`. Sources run on the event loop, which owns that state; all that is made of what they gave is made in a
+thread, so that a scrape doesn't hold up a publish.
 """
 
 import asyncio
 import logging
 import sys
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import accumulate
 from math import inf
 from typing import Any, Final, TextIO
 
+import grpc
 import structlog
 from prometheus_client import (
     CollectorRegistry,
@@ -26,13 +27,23 @@ from prometheus_client import (
     disable_created_metrics,
     exposition,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from broker.clock import Clock, SystemClock
+from broker.errors import KINDS, reason_name
+from broker.samples import (
+    ControllerSample,
+    GroupSample,
+    PartitionSample,
+    RequestSample,
+    Samples,
+    TopicSample,
+    render,
+)
 
 EXPOSITION_CONTENT_TYPE: Final = exposition.CONTENT_TYPE_LATEST
+DATABASES: Final = ("data", "meta")
+_PUBLISHING: Final = frozenset({"PublisherService/Publish", "PublisherService/PublishStream"})
 
 # From a group commit on a fast disk to a timeout.
 _REQUEST_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -93,40 +104,6 @@ class _ToStructlog(logging.Handler):
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionSample:
-    """A partition as it is at scrape time."""
-
-    topic: str
-    partition: int
-    log_start_offset: int
-    end_offset: int
-    high_watermark: int
-    size_bytes: int
-    leader: bool  # led by this node
-    in_sync_replicas: int
-    replicas: int
-    damaged: bool = False  # a part of the copy here can't be read
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSample:
-    """A group that this node coordinates, at scrape time."""
-
-    group: str
-    members: int
-    lag: tuple[tuple[str, int], ...]  # (topic, records), over all partitions of the topic
-
-
-@dataclass(frozen=True, slots=True)
-class ControllerSample:
-    """The cluster as this node's controller sees it."""
-
-    active: bool
-    offline_partitions: int
-    topics: int
-
-
 PartitionSource = Callable[[], Iterable[PartitionSample]]
 GroupSource = Callable[[], Iterable[GroupSample]]
 ControllerSource = Callable[[], ControllerSample]
@@ -151,6 +128,12 @@ class TopicMetrics:
         self.records_delivered += records
         self.bytes_delivered += size_bytes
 
+    def sample(self, topic: str) -> TopicSample:
+        """As it is now."""
+        return TopicSample(
+            topic, self.records_published, self.bytes_published, self.records_delivered, self.bytes_delivered
+        )
+
 
 class _Durations:
     """A histogram as plain numbers: one for each (rpc, code)."""
@@ -165,11 +148,12 @@ class _Durations:
         self.counts[bisect_left(_REQUEST_SECONDS, seconds)] += 1
         self.total_seconds += seconds
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as the exposition wants them."""
+    def sample(self, rpc: str, code: str) -> RequestSample:
+        """As it is now; cumulative, as the exposition wants it."""
         sums = list(accumulate(self.counts))
         edges = (*_REQUEST_SECONDS, inf)
-        return [(floatToGoString(edge), count) for edge, count in zip(edges, sums, strict=True)]  # type: ignore[no-untyped-call]
+        buckets = [(floatToGoString(edge), float(count)) for edge, count in zip(edges, sums, strict=True)]  # type: ignore[no-untyped-call]
+        return RequestSample(rpc, code, buckets, self.total_seconds)
 
 
 class Metrics:
@@ -189,6 +173,9 @@ class Metrics:
             return Gauge(f"postbus_{name}", text, labels, registry=self.registry)
 
         self.publishes_refused = counter("publishes_refused", "Publish requests that failed, by reason.", "reason")
+        for reason in KINDS:
+            # Series that are there from the start: else the first of each would be no increase.
+            self.publishes_refused.labels(reason_name(reason))
         self.fsync_seconds = Histogram(
             "postbus_fsync_duration_seconds",
             "Time of one fsync of the write-ahead log, by database (data, meta).",
@@ -202,18 +189,42 @@ class Metrics:
             buckets=_LAG_SECONDS,
             registry=self.registry,
         )
+        for database in DATABASES:
+            self.fsync_seconds.labels(database)
         self.append_queue_bytes = gauge("append_queue_bytes", "Bytes that wait for the disk.")
+        self.append_queue_limit_bytes = gauge("append_queue_limit_bytes", "As many may; then publishers wait.")
+        self.write_stalls = counter(
+            "write_stalls", "Writes that RocksDB held up, by database (data, meta).", "database"
+        )
         self.tail_bytes = gauge("tail_bytes", "Bytes of recent batches in memory.")
         self.subscriptions_open = gauge("subscriptions_open", "Subscribe streams that are open.")
         self.publish_streams_open = gauge("publish_streams_open", "Publish streams that are open.")
         self.disk_free_bytes = gauge("disk_free_bytes", "Free bytes on the disk that holds the data.")
+        self.disk_size_bytes = gauge("disk_size_bytes", "Bytes that the disk that holds the data has.")
+        self.memory_limit_bytes = gauge("memory_limit_bytes", "What this process may use; +Inf: there is no limit.")
         self.publishing_refused = gauge("publishing_refused", "1 while publishing is refused for want of disk space.")
         self.log_damages = counter("log_damages", "Copies of partitions that were found to be damaged.")
+        self.elections = counter("leader_elections", "Partitions that this node began to lead.")
+        self.unclean_elections = counter(
+            "unclean_elections",
+            "Partitions that this node began to lead without having been in sync: records are lost.",
+        )
+        self.isr_changes = counter(
+            "isr_changes",
+            "Changes (shrink, expand) of the in-sync replicas of partitions that this node leads.",
+            "kind",
+        )
+        for kind in ("shrink", "expand"):
+            self.isr_changes.labels(kind)
         self.ready = gauge("ready", "1 while the node is ready.")
         gauge("build_info", "Always 1; the version is in the label.", "version").labels(version).set(1)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._live = _LiveState(self._topics, self._requests, per_partition=per_partition)
+        self._failures = dict.fromkeys((code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK), 0)
+        self._per_partition = per_partition
+        self._partitions: PartitionSource = tuple
+        self._groups: GroupSource = tuple
+        self._controller: ControllerSource | None = None
 
     def topic(self, name: str) -> TopicMetrics:
         """The counters of a topic that exists. Never call it with a name that a client made up."""
@@ -233,6 +244,12 @@ class Metrics:
             durations = self._requests[rpc, code] = _Durations()
         durations.observe(duration_seconds)
 
+    def request_failed(self, rpc: str, code: str, reason: str = "") -> None:
+        """A call, a stream, or a request on a stream ended with another code than OK. `reason` is ErrorInfo's."""
+        self._failures[code] += 1
+        if reason and rpc in _PUBLISHING:
+            self.publishes_refused.labels(reason).inc()
+
     def set_sources(
         self,
         *,
@@ -241,129 +258,28 @@ class Metrics:
         controller: ControllerSource | None = None,
     ) -> None:
         """Hands in who to ask at scrape time; called on the event loop, so they should be quick."""
-        self._live.partitions = partitions or self._live.partitions
-        self._live.groups = groups or self._live.groups
-        self._live.controller = controller or self._live.controller
+        self._partitions = partitions or self._partitions
+        self._groups = groups or self._groups
+        self._controller = controller or self._controller
 
     async def exposition(self) -> bytes:
         """All metrics in Prometheus' text format. Call it on the event loop."""
-        families = self._live.sample()
-        return await asyncio.to_thread(self._render, families)
+        samples = self._sample()
+        return await asyncio.to_thread(self._render, samples)
 
-    def _render(self, families: list[Metric]) -> bytes:
-        return exposition.generate_latest(self.registry) + exposition.generate_latest(_Given(families))
-
-
-class _LiveState:
-    """State that others own, as metrics."""
-
-    def __init__(
-        self, topics: dict[str, TopicMetrics], requests: dict[tuple[str, str], _Durations], *, per_partition: bool
-    ) -> None:
-        self._topics = topics
-        self._requests = requests
-        self._per_partition = per_partition
-        self.partitions: PartitionSource = tuple
-        self.groups: GroupSource = tuple
-        self.controller: ControllerSource | None = None
-
-    def sample(self) -> list[Metric]:
-        return [
-            *self._of_topics(),
-            *self._of_requests(),
-            *self._of_partitions(),
-            *self._of_groups(),
-            *self._of_controller(),
-        ]
-
-    def _of_topics(self) -> Iterator[Metric]:
-        for name, text in (
-            ("records_published", "Records appended."),
-            ("bytes_published", "Bytes of the batches appended, as sent."),
-            ("records_delivered", "Records sent to subscribers."),
-            ("bytes_delivered", "Bytes of the batches sent to subscribers."),
-        ):
-            family = CounterMetricFamily(f"postbus_{name}", text, labels=("topic",))
-            for topic, counts in self._topics.items():
-                family.add_metric((topic,), getattr(counts, name))
-            yield family
-
-    def _of_requests(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(
-            "postbus_request_duration_seconds",
-            "Time from a unary call, or a request on a publish stream, to its answer.",
-            labels=("rpc", "code"),
+    def _sample(self) -> Samples:
+        return Samples(
+            topics=tuple(counts.sample(name) for name, counts in self._topics.items()),
+            requests=tuple(durations.sample(*labels) for labels, durations in self._requests.items()),
+            failures=dict(self._failures),
+            partitions=tuple(self._partitions()) if self._per_partition else (),
+            groups=tuple(self._groups()),
+            controller=self._controller() if self._controller is not None else None,
+            per_partition=self._per_partition,
         )
-        for labels, durations in self._requests.items():
-            family.add_metric(labels, buckets=durations.buckets(), sum_value=durations.total_seconds)
-        yield family
 
-    def _of_partitions(self) -> Iterator[Metric]:
-        if not self._per_partition:
-            return
-
-        def family(name: str, text: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(f"postbus_topic_partition_{name}", text, labels=("topic", "partition"))
-
-        start = family("start_offset", "First offset that is there.")
-        end = family("end_offset", "One past the last offset.")
-        watermark = family("high_watermark", "End of what may be read.")
-        size = family("size_bytes", "Stored bytes.")
-        leader = family("leader", "1 where this node leads the partition.")
-        in_sync = family("in_sync_replicas", "Replicas in sync.")
-        under_replicated = family("under_replicated", "1 where a replica is not in sync.")
-        damaged = family("damaged", "1 where a part of the copy on this node can't be read.")
-        for sample in self.partitions():
-            labels = (sample.topic, str(sample.partition))
-            start.add_metric(labels, sample.log_start_offset)
-            end.add_metric(labels, sample.end_offset)
-            watermark.add_metric(labels, sample.high_watermark)
-            size.add_metric(labels, sample.size_bytes)
-            leader.add_metric(labels, int(sample.leader))
-            in_sync.add_metric(labels, sample.in_sync_replicas)
-            under_replicated.add_metric(labels, int(sample.in_sync_replicas < sample.replicas))
-            damaged.add_metric(labels, int(sample.damaged))
-        yield from (start, end, watermark, size, leader, in_sync, under_replicated, damaged)
-
-    def _of_groups(self) -> Iterator[Metric]:
-        members = GaugeMetricFamily("postbus_group_members", "Members of a group.", labels=("group",))
-        lag = GaugeMetricFamily(
-            "postbus_group_lag", "Records that a group has not committed yet.", labels=("group", "topic")
-        )
-        for sample in self.groups():
-            members.add_metric((sample.group,), sample.members)
-            for topic, records in sample.lag:
-                lag.add_metric((sample.group, topic), records)
-        yield from (members, lag)
-
-    def _of_controller(self) -> Iterator[Metric]:
-        if self.controller is None:
-            return
-        sample = self.controller()
-        yield GaugeMetricFamily("postbus_controller_active", "1 on the active controller.", value=int(sample.active))
-        yield GaugeMetricFamily(
-            "postbus_controller_offline_partitions", "Partitions without a leader.", value=sample.offline_partitions
-        )
-        yield GaugeMetricFamily("postbus_controller_topics", "Topics, the broker's own included.", value=sample.topics)
-
-
-class _Given(CollectorRegistry):
-    """A registry of what was collected already."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        super().__init__(auto_describe=False)
-        self.register(_Collected(families))
-
-
-class _Collected(Collector):
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
+    def _render(self, samples: Samples) -> bytes:
+        return exposition.generate_latest(self.registry) + render(samples)
 
 
 class EventLoopLag:

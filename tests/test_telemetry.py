@@ -11,14 +11,8 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.clock import ManualClock
-from broker.telemetry import (
-    ControllerSample,
-    EventLoopLag,
-    GroupSample,
-    Metrics,
-    PartitionSample,
-    configure_logging,
-)
+from broker.samples import ControllerSample, GroupSample, NodeSample, PartitionSample
+from broker.telemetry import EventLoopLag, Metrics, configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +160,43 @@ class TestMetrics:
         assert samples["postbus_request_duration_seconds_count", ok] == 2
         assert samples["postbus_request_duration_seconds_sum", ok] == pytest.approx(0.201)
         assert samples["postbus_request_duration_seconds_bucket", (*ok[:1], ("le", "0.005"), *ok[1:])] == 1
+
+    async def test_what_may_never_happen_is_counted_from_zero(self) -> None:
+        """A series that begins with its first event would show no increase by it."""
+        metrics = Metrics(version="1")
+        samples = await _samples(metrics)
+        assert samples["postbus_requests_failed_total", (("code", "DATA_LOSS"),)] == 0
+        assert samples["postbus_publishes_refused_total", (("reason", "DISK_FULL"),)] == 0
+        assert samples["postbus_isr_changes_total", (("kind", "shrink"),)] == 0
+        assert samples["postbus_unclean_elections_total", ()] == samples["postbus_log_damages_total", ()] == 0
+        assert samples["postbus_fsync_duration_seconds_count", (("database", "meta"),)] == 0
+
+    async def test_failures_are_counted_by_code_and_refused_publishes_by_reason(self) -> None:
+        metrics = Metrics(version="1")
+        metrics.request_failed("PublisherService/PublishStream", "RESOURCE_EXHAUSTED", "DISK_FULL")
+        metrics.request_failed("SubscriberService/Subscribe", "DATA_LOSS", "LOG_CORRUPT")
+        metrics.request_failed("PublisherService/Publish", "CANCELLED")
+        samples = await _samples(metrics)
+        for code in ("RESOURCE_EXHAUSTED", "DATA_LOSS", "CANCELLED"):
+            assert samples["postbus_requests_failed_total", (("code", code),)] == 1
+        assert samples["postbus_publishes_refused_total", (("reason", "DISK_FULL"),)] == 1
+        assert samples["postbus_publishes_refused_total", (("reason", "LOG_CORRUPT"),)] == 0
+
+    async def test_the_cluster_is_shown_by_node(self) -> None:
+        metrics = Metrics(version="1")
+        sample = ControllerSample(
+            active=False,
+            nodes=(NodeSample(1, fenced=False, draining=False), NodeSample(2, fenced=True, draining=True)),
+            follower_lags=((2, 40),),
+            peers=((2, False),),
+        )
+        metrics.set_sources(controller=lambda: sample)
+        samples = await _samples(metrics)
+        one, two = (("node_id", "1"),), (("node_id", "2"),)
+        assert (samples["postbus_node_fenced", one], samples["postbus_node_fenced", two]) == (0, 1)
+        assert samples["postbus_node_draining", two] == 1
+        assert samples["postbus_follower_lag", two] == 40
+        assert samples["postbus_peer_connected", two] == 0
 
     async def test_label_values_are_escaped(self) -> None:
         metrics = Metrics(version='1"\n')

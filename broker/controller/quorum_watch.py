@@ -74,6 +74,17 @@ class QuorumWatch:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    @property
+    def voters_count(self) -> int:
+        """How many vote."""
+        return len(self._voters())
+
+    @property
+    def unreachable_count(self) -> int:
+        """How many of them can't be reached, as far as this node is to know."""
+        voters = self._voters()
+        return sum(node_id in voters for node_id in self._unreachable)
+
     def problem(self) -> str:
         """ "2 of 3 controllers unreachable: 2 (10.0.0.2:7071), 3 (10.0.0.3:7071)"; empty if there is none."""
         voters = self._voters()

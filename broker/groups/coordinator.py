@@ -464,11 +464,11 @@ class GroupCoordinator:
         """The cluster's topics changed. deleted: topic ids that are gone; changed: names that are new or have grown."""
         self._driver.topics_changed(deleted=deleted, changed=changed)
 
-    def samples(self) -> Iterator[tuple[str, int, dict[str, int]]]:
-        """Name, number of members, and lag by topic of every group, for metrics."""
+    def samples(self) -> Iterator[tuple[str, int, dict[str, int], int]]:
+        """Name, number of members, lag by topic and epoch of every group, for metrics."""
         for name in self._driver.names:
             group = self._driver.groups[name]
-            yield name, len(group.members), descriptions.lag(group, self._topics)
+            yield name, len(group.members), descriptions.lag(group, self._topics), group.group_epoch
 
     # --- checks
 

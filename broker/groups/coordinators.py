@@ -237,8 +237,8 @@ class Coordinators:
             if followed.coordinator is not None:
                 followed.coordinator.topics_changed(deleted=deleted, changed=changed)
 
-    def samples(self) -> Iterator[tuple[str, int, dict[str, int]]]:
-        """Name, number of members, and lag by topic of every group that this node coordinates, for metrics."""
+    def samples(self) -> Iterator[tuple[str, int, dict[str, int], int]]:
+        """Of every group that this node coordinates, for metrics: see `GroupCoordinator.samples`."""
         for coordinator in self._served():
             yield from coordinator.samples()
 

@@ -83,6 +83,12 @@ class GrpcTransport:
     def add_lost_listener(self, lost: Callable[[int], None]) -> None:
         self._lost_listeners.append(lost)
 
+    @property
+    def peers(self) -> dict[int, bool]:
+        """Nodes with a known address, and whether there is a connection in either direction."""
+        there = {link.peer.node_id for link in self._links if link.peer.store_id and not link.over}
+        return {node_id: node_id in there for node_id in sorted(self._addresses)}
+
     def connect(self, node_id: int, service: str, handler: LinkHandler) -> Link:
         link = GrpcLink(PeerId(node_id, ""), service, self._settings.link)
         link.handler = handler

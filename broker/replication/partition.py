@@ -504,6 +504,13 @@ class Partition:
         return self._led is not None and bool(self._led.followers)
 
     @property
+    def followers_offsets(self) -> tuple[tuple[int, int], ...]:
+        """How far each follower durably is, by node, as far as this leader knows."""
+        if self._led is None:
+            return ()
+        return tuple((node_id, max(one.durable_offset, 0)) for node_id, one in self._led.followers.items())
+
+    @property
     def replicated_offset(self) -> int:
         """Every replica durably has all before it."""
         return 0 if self._led is None else self._led.replicated_offset

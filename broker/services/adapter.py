@@ -30,6 +30,7 @@ UNREAD_STATUS_WAIT_S: Final = 1.0
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 Observe = Callable[[str, str, float], None]  # rpc ("PublisherService/Publish"), code name, seconds
+Failed = Callable[[str, str, str], None]  # rpc, code name, reason (empty if there is none)
 
 
 class Context(Protocol):
@@ -54,9 +55,19 @@ class Call:
 class Adapter:
     """Makes method handlers of servicer methods."""
 
-    def __init__(self, *, observe: Observe, closed: Callable[[str], PostbusError | None] = lambda rpc: None) -> None:
-        """observe: is told of each unary call's end. closed: why an RPC is not served now; None: it is."""
+    def __init__(
+        self,
+        *,
+        observe: Observe,
+        failed: Failed = lambda rpc, code, reason: None,
+        closed: Callable[[str], PostbusError | None] = lambda rpc: None,
+    ) -> None:
+        """observe: is told of each unary call's end. failed: of each call's and stream's that was not OK.
+
+        closed: why an RPC is not served now; None: it is.
+        """
         self._observe = observe
+        self._failed = failed
         self._closed = closed
 
     def unary(self, rpc: str, request_type: type[M], method: Callable[[M, Call], Awaitable[Message]]) -> Handler:
@@ -112,7 +123,7 @@ class Adapter:
     ) -> Any:
         """`timed`: its duration means something; that of a stream is how long the client stayed."""
         started = time.monotonic()
-        code = "OK"
+        code, reason = "OK", ""
         try:
             if (closed := self._closed(rpc)) is not None:
                 raise closed
@@ -121,7 +132,7 @@ class Adapter:
             # This frame holds it, and its traceback this frame and the request: a cycle.
             raised.__traceback__ = None
             error = raised if isinstance(raised, PostbusError) else from_storage(raised)
-            code = error.code.name
+            code, reason = error.code.name, error.reason_name
             await _abort(context, error.code, error.message, error.trailers())
         except (asyncio.CancelledError, grpc.aio.InternalError):
             # The client is gone: nobody is left to answer.
@@ -140,6 +151,8 @@ class Adapter:
         finally:
             if timed:
                 self._observe(rpc, code, time.monotonic() - started)
+            if code != "OK":
+                self._failed(rpc, code, reason)
         return None
 
 

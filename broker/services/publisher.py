@@ -56,6 +56,7 @@ class PublisherService:
         wait_for_room: Callable[[], Awaitable[None]],
         init_producer: Callable[[int, int], Awaitable[tuple[int, int]]],
         answered: Callable[[str, float], None],
+        refused: Callable[[str, str], None] = lambda code, reason: None,
         clock: Clock,
         settings: PublisherSettings,
     ) -> None:
@@ -66,6 +67,7 @@ class PublisherService:
         self._init_producer = init_producer
         # For metrics: code and seconds of each request on a stream.
         self.answered = answered
+        self.refused = refused  # code and reason of those that failed
         self.clock = clock
         self.settings = settings
         self.catch_up: CatchUp | None = None  # None: what is not known here does not exist
@@ -370,6 +372,8 @@ class _PublishStream:
             self._pending_bytes -= answered.size_bytes
             code = "OK" if answered.failure is None else answered.failure.code.name
             self._service.answered(code, now - answered.received)
+            if answered.failure is not None:
+                self._service.refused(code, answered.failure.reason_name)
             ack = answered.encode_ack()
             acks.append(ack)
             size += len(ack)

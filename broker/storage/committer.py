@@ -113,8 +113,7 @@ class Committer:
         # Written by the thread, read by metrics.
         self.groups_count = 0
         self.stalls_count = 0
-        self.flush_seconds_last = 0.0
-        self.flush_seconds_total = 0.0
+        self.on_flush: Callable[[float], None] = lambda seconds: None  # in the thread, after each fsync
         # In the thread.
         self._mark_unsynced_since: float | None = None
         self._thread.start()
@@ -143,6 +142,11 @@ class Committer:
         """Raises what `submit` would raise."""
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def append_queue_bytes_max(self) -> int:
+        """The bound of `queued_bytes`."""
+        return self._settings.append_queue_bytes_max
 
     @property
     def failed(self) -> bool:
@@ -268,8 +272,7 @@ class Committer:
         sequence = self._engine.sequence()
         begin = time.perf_counter()
         self._engine.flush_wal()
-        self.flush_seconds_last = time.perf_counter() - begin
-        self.flush_seconds_total += self.flush_seconds_last
+        self.on_flush(time.perf_counter() - begin)
         self._mark.record(sequence)
         if self._settings.mark_sync_interval_ms == 0:
             self._mark.sync()

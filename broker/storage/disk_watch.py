@@ -15,6 +15,11 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def size_bytes(path: Path) -> int:
+    """Of the whole disk."""
+    return shutil.disk_usage(path).total
+
+
 class DiskWatch:
     """Of one data directory."""
 

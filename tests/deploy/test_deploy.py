@@ -10,7 +10,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.config import PEER_PORT, describe_settings, load
-from broker.telemetry import ControllerSample, GroupSample, Metrics, PartitionSample
+from broker.samples import ControllerSample, GroupSample, PartitionSample
+from broker.telemetry import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 # Labels that a scrape adds.

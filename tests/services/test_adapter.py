@@ -71,15 +71,21 @@ class Observed:
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
 
+        self.failures: list[tuple[str, str, str]] = []
+
     def __call__(self, rpc: str, code: str, seconds: float) -> None:
         assert seconds >= 0
         self.calls.append((rpc, code))
+
+    def failed(self, rpc: str, code: str, reason: str) -> None:
+        """A call or a stream was not OK."""
+        self.failures.append((rpc, code, reason))
 
 
 async def unary(method: Callable[[bytes, Call], Awaitable[bytes]]) -> tuple[FakeContext, Observed]:
     """Runs a unary handler to its end."""
     observed, context = Observed(), FakeContext()
-    handler: Any = Adapter(observe=observed).unary_bytes("S/M", method)
+    handler: Any = Adapter(observe=observed, failed=observed.failed).unary_bytes("S/M", method)
     with contextlib.suppress(asyncio.CancelledError):
         assert await handler.unary_unary(b"", context) is None
     return context, observed
@@ -104,6 +110,7 @@ async def test_what_a_method_raises_becomes_a_status(raised: Exception, code: gr
     assert context.aborted is not None
     assert (context.aborted[0], context.aborted[2]["postbus-reason"]) == (code, reason)
     assert observed.calls == [("S/M", code.name)]
+    assert observed.failures == [("S/M", code.name, reason)]
 
 
 async def test_a_fault_is_internal_and_says_nothing_of_itself() -> None:
