@@ -69,6 +69,7 @@ class ControllerSample:
     leaders: int = 0  # partitions that this node leads
     replicas: int = 0  # partitions that it has a copy of
     replicas_behind: int = 0  # of these, not in sync
+    replicas_damaged: int = 0  # of these, with a part that can't be read
     follower_lags: tuple[tuple[int, int], ...] = ()  # (node, records it lacks of what this node leads)
     peers: tuple[tuple[int, bool], ...] = ()  # (node, whether there is a connection)
 
@@ -242,6 +243,11 @@ def _of_nodes(sample: ControllerSample) -> Iterator[Metric]:
     yield GaugeMetricFamily("postbus_node_replicas", "Partitions that this node has a copy of.", value=sample.replicas)
     yield GaugeMetricFamily(
         "postbus_node_replicas_behind", "Copies on this node that are not in sync.", value=sample.replicas_behind
+    )
+    yield GaugeMetricFamily(
+        "postbus_node_replicas_damaged",
+        "Copies on this node of which a part can't be read.",
+        value=sample.replicas_damaged,
     )
     fenced = GaugeMetricFamily(
         "postbus_node_fenced", "1 for a node that the cluster does not count on.", labels=("node_id",)

@@ -129,13 +129,14 @@ class Vitals:
     def _controller(self) -> ControllerSample:
         bus = self._bus
         state, me = bus.state, bus.node_id
-        offline = under_replicated = below_min = reassigning = replicas = behind = 0
+        offline = under_replicated = below_min = reassigning = replicas = behind = damaged = 0
         leaders = 0
         lags: dict[int, int] = {}
         for topic in bus.partitions.every_topic():
             min_insync = topic.config.min_insync_replicas
             for one in topic.partitions:
                 leaders += one.leading
+                damaged += one.damaged
                 for node_id, lag in _lags(one):
                     lags[node_id] = lags.get(node_id, 0) + lag
                 partition = one.state
@@ -167,6 +168,7 @@ class Vitals:
             leaders=leaders,
             replicas=replicas,
             replicas_behind=behind,
+            replicas_damaged=damaged,
             follower_lags=tuple(lags.items()),
             peers=tuple(self._transport.peers.items()) if self._transport is not None else (),
         )
