@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev demo demo-cluster bench bench-cluster test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check clean
+.PHONY: help setup run dev demo demo-cluster bench bench-cluster test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check deploy-tools deploy-check clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,12 @@ clients-check: $(INSTALLED) ## Fails if the other languages' stubs differ from w
 	@clients/check-drift
 
 check: lint types layers proto-lint stubs-check clients-check ## All the checks that are not tests.
+
+deploy-tools: ## Installs what the tests of deploy/ need into .tools (minutes, once). Needs Go.
+	@tests/deploy/tools $(ARGS)
+
+deploy-check: $(INSTALLED) ## Checks all of deploy/ that needs no control plane; tools that are missing are named.
+	@$(BIN)/python -m pytest -q tests/deploy $(ARGS)
 
 clean: ## Removes the environments and caches.
 	rm -rf $(VENV) $(STUBS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
