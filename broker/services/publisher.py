@@ -106,10 +106,13 @@ class PublisherService:
         finally:
             for work in answer.works:
                 self.forwarding.give_up(work)
-        if answer.failure is not None or answer.fault is not None:
-            raise answer.failure_with_places()
+        failure = answer.failure_with_places()
         acks_none = prepared.view.acks == publisher_pb2.ACKS_NONE
-        return publishing.response([] if acks_none else answer.places()).SerializeToString()
+        places = [] if acks_none else answer.places()
+        answer.let_go()
+        if failure is not None:
+            raise failure
+        return publishing.response(places).SerializeToString()
 
     async def prepare_again(self, view: view_pb2.PublishRequestView, refusal: PostbusError) -> Prepared:
         """A request that names what this node does not know, once it knows all that there is."""
@@ -229,6 +232,11 @@ class _Answer:
     def complete(self) -> None:
         """All are."""
 
+    def let_go(self) -> None:
+        """It is answered. Its parts hold it: a cycle, in which their batches would wait for the collector."""
+        self.works = []
+        self.failed = ()
+
     def places(self) -> list[Published]:
         """Where its records are, as far as they are safe."""
         if len(self.works) == 1 and not self.failed and not self.earlier:  # nearly always
@@ -248,11 +256,10 @@ class _UnaryAnswer(_Answer):
     def complete(self) -> None:
         self.over.set()
 
-    def failure_with_places(self) -> Exception:
-        """The failure; of a request in several parts, with what was appended all the same."""
-        if self.fault is not None:
+    def failure_with_places(self) -> Exception | None:
+        """The failure, if any; of a request in several parts, with what was appended all the same."""
+        if self.fault is not None or self.failure is None:
             return self.fault
-        assert self.failure is not None
         there = self.places()
         if there:
             self.failure.metadata["appended"] = ", ".join(
@@ -375,6 +382,7 @@ class _PublishStream:
             if answered.failure is not None:
                 self._service.refused(code, answered.failure.reason_name)
             ack = answered.encode_ack()
+            answered.let_go()
             acks.append(ack)
             size += len(ack)
         if self._has_room():

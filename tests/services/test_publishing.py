@@ -12,6 +12,7 @@ from live_node import LiveNode, OpenNode
 from postbus.v1 import error_pb2, publisher_pb2, record_pb2, subscriber_pb2, topic_pb2
 
 from broker.services import batches
+from broker.services.forwarding import Work
 from broker.storage.batch import NewBatch
 from broker.storage.errors import StoreFailed
 
@@ -257,3 +258,25 @@ async def test_a_deleted_topic_leaves_nothing_in_memory(open_node: OpenNode) -> 
     await bus.node._store.barrier()
     gc.collect()
     assert [partition() for partition in kept] == [None, None]
+
+
+async def test_what_is_answered_is_let_go_at_once(open_node: OpenNode) -> None:
+    """Not when the collector comes: until then it would keep each batch, and it would have to look at each."""
+    bus = await open_node()
+    await bus.create("let-go", 2)
+    gc.collect()
+    gc.disable()
+    try:
+        call = bus.publisher.PublishStream()
+        for number, publish in enumerate((request("let-go", b"a", b"b", b"c"), request("let-go", b"a", partition=7))):
+            await call.write(publisher_pb2.PublishStreamRequest(correlation_id=number, publish=publish))
+            await call.read()
+        await bus.publisher.Publish(request("let-go", b"a", b"b", b"c"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await bus.publisher.Publish(request("let-go", b"a", partition=0, precondition={"end_offset": 7}))
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.OK
+        works = [held for held in gc.get_objects() if isinstance(held, Work)]
+        assert [work for work in works if work.partition.topic == "let-go"] == []
+    finally:
+        gc.enable()
