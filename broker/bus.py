@@ -16,7 +16,7 @@ import structlog
 from postbus.v1 import topic_pb2
 
 from broker import __version__, errors
-from broker.clock import Clock
+from broker.clock import ClusterClock
 from broker.controller.commands import AdoptLogs, CreateCluster, CreateTopic, PartitionId, RegisterNode, Rules
 from broker.controller.controller import Controller, ControllerSettings
 from broker.controller.metadata_log import MetadataLog, MetadataLogSettings
@@ -91,7 +91,7 @@ class Bus:
         store: LogStore,
         loaded: Loaded,
         transport: Transport | None,
-        clock: Clock,
+        clock: ClusterClock,
         random: Random,
         on_fatal: Callable[[Exception], None],
         published: Callable[[str, int, int], None] = lambda topic, records, size: None,
@@ -255,6 +255,7 @@ class Bus:
     def start(self) -> None:
         """Takes part: in elections, in the cluster, in replication. The transport may listen from now on."""
         if self._transport is not None:
+            self.clock.expect_others()
             for node_id, endpoint in self.settings.peers.items():
                 if node_id != self.node_id:
                     self._transport.set_address(node_id, endpoint)

@@ -19,7 +19,7 @@ import structlog
 
 from broker import __version__
 from broker.bus import Bus, BusSettings
-from broker.clock import Clock, SystemClock
+from broker.clock import Clock, ClusterClock, SystemClock
 from broker.config import Settings
 from broker.controller.controller import ControllerSettings
 from broker.controller.metadata_log import MetadataLogSettings
@@ -84,7 +84,7 @@ class Node:
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self._settings = settings
-        self._clock = clock or SystemClock()
+        self._clock = ClusterClock(clock or SystemClock())
         self._ready = Readiness(False, "starting")
         self.metrics = Metrics(version=__version__, per_partition=settings.metrics_per_partition)
         self._lag = EventLoopLag(self.metrics)
@@ -114,7 +114,7 @@ class Node:
         store = self._store = await LogStore.open(
             settings.data_dir,
             storage_settings(settings),
-            self._clock,
+            self._clock.ages,
             self._fatal,
             node_id=settings.node_id,
             cluster_id=settings.cluster_id,

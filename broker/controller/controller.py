@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from broker.clock import Clock
 from broker.controller.commands import Command, FenceNodes, HandOver, RestorePreferred, UnfenceNode
 from broker.controller.metadata_log import CallsToNodes, MetadataLog, not_controller
+from broker.controller.node_clocks import NodeClocks
 from broker.controller.node_decisions import stale_life
 from broker.controller.session import HEARTBEAT
 from broker.controller.state import ClusterState, NodeState, difference
@@ -91,6 +92,7 @@ class Controller:
         self._lost: dict[int, float] = {}  # when the connection to a node broke that was not heard of since
         self._unfenced_at: dict[int, float] = {}
         self._disk_full: dict[int, bool] = {}  # as its last heartbeat said
+        self._clocks = NodeClocks(silence_s=self._settings.silence_s)
         self._tick_at = 0.0
         self._restore_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -147,16 +149,22 @@ class Controller:
         node = self._metadata_log.decided.nodes.get(peer.node_id)
         if node is None or node.broker_epoch != heartbeat.broker_epoch:
             raise stale_life(peer.node_id, heartbeat.broker_epoch, node)
+        now = self._clock.monotonic()
         self._lost.pop(node.node_id, None)
-        self._deadlines[node.node_id] = self._clock.monotonic() + self._settings.silence_s
+        self._deadlines[node.node_id] = now + self._settings.silence_s
+        self._clocks.heard(node.node_id, wall_us=heartbeat.wall_us, now_s=now)
         self._disk_full[node.node_id] = heartbeat.disk_full
         # A node that does not know its own registration knows nothing of what it should lead.
         if node.fenced and not node.stopping and heartbeat.applied_index >= node.broker_epoch:
             self._propose(UnfenceNode(node_id=node.node_id, broker_epoch=node.broker_epoch))
-            self._unfenced_at[node.node_id] = self._clock.monotonic()
+            self._unfenced_at[node.node_id] = now
             log.info("node_unfenced", node=node.node_id, broker_epoch=node.broker_epoch)
         # With what is proposed: it may be what puts others in this node's place.
-        return NodeHeartbeatAnswer(fenced=node.fenced, index=self._metadata_log.decided.index).SerializeToString()
+        return NodeHeartbeatAnswer(
+            fenced=node.fenced,
+            index=self._metadata_log.decided.index,
+            wall_us=self._clocks.agreed_us([one.node_id for one in self._nodes() if not one.fenced], now_s=now),
+        ).SerializeToString()
 
     # --- timers ---
 
@@ -180,6 +188,7 @@ class Controller:
             self._timer = None
         self._deadlines.clear()
         self._unfenced_at.clear()
+        self._clocks.clear()
 
     def _tick_later(self) -> None:
         self._tick_at = self._clock.monotonic() + self._settings.tick_s

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from broker.clock import Clock
+from broker.clock import ClusterClock
 from broker.controller.commands import (
     AlterPartition,
     AlterPartitions,
@@ -65,7 +65,7 @@ class NodeSession:
         registration: RegisterNode,
         metadata_log: MetadataLog,
         calls: CallsToNodes,
-        clock: Clock,
+        clock: ClusterClock,
         disk_full: Callable[[], bool] = lambda: False,
         settings: SessionSettings | None = None,
     ) -> None:
@@ -80,6 +80,7 @@ class NodeSession:
         self._settings = settings or SessionSettings()
         self._answered_at: float | None = None  # when the last heartbeat that was answered had been sent
         self._alone_since = clock.monotonic()  # before the first answer
+        self._clock_is_wrong = False
         self._listeners: list[Callable[[], None]] = []
         self._told: tuple[int, bool, bool] = (0, False, False)
         self._expiry: asyncio.TimerHandle | None = None
@@ -213,6 +214,7 @@ class NodeSession:
             broker_epoch=self.broker_epoch,
             applied_index=self._metadata_log.state.index,
             disk_full=self._disk_full(),
+            wall_us=self._clock.own_wall_us(),
         )
         call = self._calls.start_call(
             controller_id, HEARTBEAT, heartbeat.SerializeToString(), timeout_s=self._settings.answer_s
@@ -229,6 +231,7 @@ class NodeSession:
                 self._answered_at = None
                 self._tell()
             return False
+        self._set_clock(answer.wall_us)
         # A node that was silent may have been replaced meanwhile: before it knows what the controller knew when it
         # answered, the answer says nothing of what it leads.
         if not await self._metadata_log.wait_applied(answer.index, timeout_s=self._settings.answer_s):
@@ -237,6 +240,18 @@ class NodeSession:
         self._expire_later()
         self._tell()
         return True
+
+    def _set_clock(self, agreed_us: int) -> None:
+        if not agreed_us:
+            return
+        self._clock.agree(agreed_us)
+        wrong_by_s = self._clock.wrong_by_s
+        if bool(wrong_by_s) != self._clock_is_wrong:
+            self._clock_is_wrong = bool(wrong_by_s)
+            if wrong_by_s:
+                log.warning("clock_wrong", ahead_s=wrong_by_s, action="set it; the time of the other nodes counts here")
+            else:
+                log.info("clock_right")
 
     def _expire_later(self) -> None:
         """Listeners hear of the end of the session when it comes."""

@@ -80,22 +80,26 @@ class PartitionAnswer(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., topic_id: _Optional[str] = ..., partition: _Optional[int] = ..., error: _Optional[bytes] = ...) -> None: ...
 
 class NodeHeartbeat(_message.Message):
-    __slots__ = ("broker_epoch", "applied_index", "disk_full")
+    __slots__ = ("broker_epoch", "applied_index", "disk_full", "wall_us")
     BROKER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
     DISK_FULL_FIELD_NUMBER: _ClassVar[int]
+    WALL_US_FIELD_NUMBER: _ClassVar[int]
     broker_epoch: int
     applied_index: int
     disk_full: bool
-    def __init__(self, broker_epoch: _Optional[int] = ..., applied_index: _Optional[int] = ..., disk_full: bool = ...) -> None: ...
+    wall_us: int
+    def __init__(self, broker_epoch: _Optional[int] = ..., applied_index: _Optional[int] = ..., disk_full: bool = ..., wall_us: _Optional[int] = ...) -> None: ...
 
 class NodeHeartbeatAnswer(_message.Message):
-    __slots__ = ("fenced", "index")
+    __slots__ = ("fenced", "index", "wall_us")
     FENCED_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    WALL_US_FIELD_NUMBER: _ClassVar[int]
     fenced: bool
     index: int
-    def __init__(self, fenced: bool = ..., index: _Optional[int] = ...) -> None: ...
+    wall_us: int
+    def __init__(self, fenced: bool = ..., index: _Optional[int] = ..., wall_us: _Optional[int] = ...) -> None: ...
 
 class ChangeVoter(_message.Message):
     __slots__ = ("node_id", "voter")

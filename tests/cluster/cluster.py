@@ -25,6 +25,7 @@ from postbus.v1 import (
     topic_pb2_grpc,
 )
 from proxy import LinkProxy, Way
+from wall_clock import WallClocks
 
 CLUSTER_ID = "testcluster"
 WAIT_S = 60.0
@@ -50,8 +51,15 @@ class Cluster:
     """Nodes 1 to `count`. Used like a `BrokerProcess` by the clients of the kill tests."""
 
     def __init__(
-        self, folder: Path, *, count: int = 3, proxied: bool = False, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        *,
+        count: int = 3,
+        proxied: bool = False,
+        clocks: WallClocks | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """clocks: where the nodes' wall clocks come from; None: from the machine."""
         self.folder = folder
         self.ready = asyncio.Event()  # clients may try: set for as long as any node might answer
         self.ready.set()
@@ -60,6 +68,7 @@ class Cluster:
         self.links: dict[tuple[int, int], LinkProxy] = {}
         self._count = count
         self._proxied = proxied
+        self.clocks = clocks
         self._environment = {**ENVIRONMENT, **(environment or {})}
         self._peer_ports: dict[int, int] = {}
         self._channels: dict[int, grpc.aio.Channel] = {}
@@ -86,6 +95,8 @@ class Cluster:
                     await proxy.start()
         for number, node in self.nodes.items():
             node.environment = {**self._environment, **self._identity(number, self._peer_ports[number])}
+            if self.clocks is not None:
+                node.environment.update(self.clocks.environment(number))
 
     def _identity(self, number: int, peer_port: int) -> dict[str, str]:
         ports = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cluster import running
 from trouble import Chaos
+from wall_clock import WallClocks
 from workload import Workload
 
 SECONDS = float(os.environ.get("POSTBUS_CHAOS_SECONDS", "60"))
@@ -16,7 +17,8 @@ SEED = int(os.environ.get("POSTBUS_CHAOS_SEED", "1"))
 @pytest.mark.timeout(SECONDS + 600)
 async def test_anything_at_any_time(tmp_path: Path) -> None:
     """Nothing acknowledged is lost, twice, out of order or different from node to node."""
-    async with running(tmp_path, proxied=True) as cluster:
+    often = {"POSTBUS_RETENTION_INTERVAL_SECONDS": "0.5", "POSTBUS_COMPACTION_INTERVAL_SECONDS": "0.5"}
+    async with running(tmp_path, proxied=True, clocks=WallClocks(tmp_path), environment=often) as cluster:
         work = Workload(cluster, seed=SEED)
         chaos = Chaos(work, SEED)
         try:

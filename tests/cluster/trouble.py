@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 
 from proxy import Way
+from wall_clock import HOUR_S, YEAR_S
 from workload import Workload
 
 FEW, SOME = 5, 20  # requests acknowledged meanwhile
@@ -38,6 +39,7 @@ class Chaos:
             self._cut,
             self._slow,
             self._wipe,
+            self._set_clock,
         ]
         waiting: list[Callable[[], Awaitable[None]]] = []
         while loop.time() < until:
@@ -113,6 +115,21 @@ class Chaos:
         await self._work.acknowledged(SOME)
         for link in self._cluster.links.values():
             link.delay_s = 0.0
+
+    async def _set_clock(self) -> None:
+        victim, ahead_s = self._one(), self._chance.choice((HOUR_S, -HOUR_S, 10 * YEAR_S, -10 * YEAR_S))
+        clocks = self._cluster.clocks
+        assert clocks is not None
+        clocks.set(victim, ahead_s)
+        self._work.fault(f"clock of node {victim} {ahead_s:+d} s")
+        await self._work.acknowledged(SOME)
+        if self._chance.random() < 0.5:
+            await self._cluster.kill(victim)
+            self._work.fault(f"SIGKILL of node {victim}, whose clock is wrong")
+            await self._cluster.start()
+            await self._cluster.until_in_sync()
+            await self._work.acknowledged(FEW)
+        clocks.set(victim, 0)
 
     async def _wipe(self) -> None:
         victim = self._one()

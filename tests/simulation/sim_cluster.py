@@ -16,6 +16,7 @@ from sim_network import SimNetwork
 from sim_store import open_store
 
 from broker.bus import Bus, BusSettings
+from broker.clock import ClusterClock
 from broker.controller.commands import Command, CreateTopic
 from broker.controller.state import ClusterState, PartitionState
 from broker.controller.topic_config import TopicConfig, TopicDefaults
@@ -42,10 +43,11 @@ class Node:
         process = machine.process
         assert process is not None
         self.process = process
+        clock = self.clock = ClusterClock(process)
         store = open_store(
             machine.disk,
             process,
-            clock=process,
+            clock=clock.ages,
             on_fatal=machine.fatal,
             node_id=machine.node_id,
             cluster_id=CLUSTER_ID,
@@ -57,7 +59,7 @@ class Node:
             store=store,
             loaded=Bus.load(store),
             transport=machine.transport,
-            clock=process,
+            clock=clock,
             random=machine.random_for("bus"),
             on_fatal=machine.fatal,
         )
@@ -68,13 +70,13 @@ class Node:
             wait_for_room=store.wait_for_room,
             init_producer=self.bus.init_producer,
             answered=lambda code, seconds: None,
-            clock=process,
+            clock=clock,
             settings=PublisherSettings(),
         )
         self.subscriber = SubscriberService(
             Surroundings(
                 partitions=self.bus.partitions,
-                clock=process,
+                clock=clock,
                 settings=SubscriberSettings(node_id=machine.node_id),
                 delivered=lambda topic, records, size: None,
             ),

@@ -144,6 +144,7 @@ class FaultPlan:
 
 
 DOWN_SHARE_MAX: Final = 0.6
+_YEAR_S: Final = 365 * 86_400
 
 
 class Nemesis:
@@ -341,7 +342,17 @@ class Nemesis:
         machine = self._victim(draw)
         if machine is None or machine.process is None:
             return False
-        machine.process.wall_jump_us += draw.choice((-100, -5, 5, 100)) * 1_000_000
+        process = machine.process
+        others = [other.process for other in self.machines if other is not machine and other.process is not None]
+        jump_s = draw.choice((-_YEAR_S, -3600, -100, -5, 5, 100, 3600, 10 * _YEAR_S))
+        if abs(jump_s) > 100 and any(abs(other.wall_jump_us) > 0 for other in others if other.alive):
+            return False  # a cluster may tell the time for as long as one clock is wrong
+        process.wall_jump_us = jump_s * 1_000_000
+
+        def restore() -> None:
+            process.wall_jump_us = 0
+
+        self._later(3.0, restore)
         return True
 
     def _wipe(self, draw: random.Random) -> bool:

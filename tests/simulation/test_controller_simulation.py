@@ -15,6 +15,7 @@ from sim_machines import FaultPlan, Machine, Nemesis, endpoint
 from sim_network import SimNetwork
 from sim_seeds import check_replays, run_seed, seeds
 
+from broker.clock import ClusterClock
 from broker.controller.commands import (
     AddPartitions,
     AlterPartition,
@@ -92,7 +93,7 @@ class Node:
             ),
             metadata_log=self.log,
             calls=self.calls,
-            clock=process,
+            clock=ClusterClock(process),
         )
         self.watch = QuorumWatch(
             metadata_log=self.log,
