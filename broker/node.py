@@ -39,6 +39,7 @@ from broker.replication.settings import ReplicationSettings
 from broker.services.adapter import Adapter
 from broker.services.admission import Admission, AdmissionSettings
 from broker.services.cluster import ClusterService, NodeFacts
+from broker.services.external_scaler import ExternalScaler
 from broker.services.groups import GroupService
 from broker.services.publisher import PublisherService, PublisherSettings
 from broker.services.registration import Health, enable_reflection, register, service_health
@@ -263,6 +264,9 @@ class Node:
             session_timeout_s=settings.session_timeout_seconds,
             processing_timeout_s=settings.processing_timeout_seconds,
         )
+        self._scaler = ExternalScaler(
+            coordinator=bus.groups, client=bus.partition_client, partitions=bus.partitions, clock=clock
+        )
         self._cluster = ClusterService(
             metadata_log=bus.metadata_log,
             quorum=bus.raft,
@@ -317,6 +321,7 @@ class Node:
             topics=self._topics,
             groups=self._groups,
             cluster=self._cluster,
+            scaler=self._scaler,
         )
         self._health = Health(self._server)
         enable_reflection(self._server)
@@ -406,6 +411,7 @@ class Node:
         self._publisher.drain(grace_s)
         self._subscriber.drain(grace_s)
         self._cluster.end_streams()
+        self._scaler.end_streams()
         await self._until_streams_end(grace_s)
         self._publisher.end_streams()
         self._subscriber.end_streams()

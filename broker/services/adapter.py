@@ -98,11 +98,15 @@ class Adapter:
     def server_stream(
         self, rpc: str, request_type: type[M], method: Callable[[M, "ServerStream"], Awaitable[None]]
     ) -> Handler:
-        """One request, many answers."""
+        """One request, checked for unknown fields, and many answers."""
+        return self.server_stream_bytes(rpc, lambda data, stream: method(parse_checked(request_type, data), stream))
+
+    def server_stream_bytes(self, rpc: str, method: Callable[[bytes, "ServerStream"], Awaitable[None]]) -> Handler:
+        """The same, for a method that parses for itself."""
 
         async def handle(data: bytes, context: Context) -> None:
             stream = ServerStream(context)
-            await self._guarded(rpc, context, lambda: method(parse_checked(request_type, data), stream), timed=False)
+            await self._guarded(rpc, context, lambda: method(data, stream), timed=False)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 

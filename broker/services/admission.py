@@ -15,7 +15,8 @@ import grpc
 from broker.errors import PostbusError, Reason
 from broker.services.adapter import Handler
 
-_STREAMS: Final = frozenset({"PublishStream", "Subscribe", "WatchMetadata"})
+_SERVICES: Final = ("/postbus.v1.", "/externalscaler.")
+_STREAMS: Final = frozenset({"PublishStream", "Subscribe", "WatchMetadata", "StreamIsActive"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class AdmissionSettings:
 
 
 class Admission(grpc.aio.ServerInterceptor):
-    """Looks at each call of Postbus' own services; health and reflection always pass."""
+    """Looks at each call of what Postbus serves; health and reflection always pass."""
 
     def __init__(self, settings: AdmissionSettings) -> None:
         self._settings = settings
@@ -49,7 +50,7 @@ class Admission(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """Waits for a place."""
         service, _, method = handler_call_details.method.rpartition("/")
-        if service.startswith("/postbus.v1."):
+        if service.startswith(_SERVICES):
             if method in _STREAMS:
                 if self.streams >= self._settings.streams_max:
                     return self._refusal()

@@ -84,13 +84,15 @@ class PartitionClient:
         )
         return dict(item for told in each for item in told)
 
-    async def ends(self, topic_id: str, partitions: Sequence[Partition], *, timeout_s: float) -> dict[int, int]:
-        """How far partitions of a topic may be read, by number: at least all that was acknowledged before.
+    async def ends(
+        self, topic_id: str, partitions: Sequence[Partition], *, timeout_s: float
+    ) -> dict[int, calls_pb2.PartitionEnds]:
+        """What may be read of partitions of a topic, by number: at least all that was acknowledged before.
 
         Leaders are asked, each once for all of its partitions. Raises NO_LEADER if one says nothing in time.
         """
         deadline = self._clock.monotonic() + timeout_s
-        found: dict[int, int] = {}
+        found: dict[int, calls_pb2.PartitionEnds] = {}
         while True:
             asked: dict[int, list[Partition]] = {}
             for partition in partitions:
@@ -112,16 +114,16 @@ class PartitionClient:
 
     async def _ask_ends(
         self, topic_id: str, node_id: int, partitions: Sequence[Partition], timeout_s: float
-    ) -> dict[int, int]:
+    ) -> dict[int, calls_pb2.PartitionEnds]:
         question = calls_pb2.FindEnds(topic_id=topic_id, partitions=[partition.number for partition in partitions])
         try:
             payload = await self._calls.call(node_id, ENDS, question.SerializeToString(), timeout_s=timeout_s)
         except (PeerUnreachable, PostbusError, TimeoutError):
             return {}
         by_number = {partition.number: partition for partition in partitions}
-        found: dict[int, int] = {}
+        found: dict[int, calls_pb2.PartitionEnds] = {}
         for ends in calls_pb2.FindEndsAnswer.FromString(payload).ends:
-            found[ends.partition] = ends.high_watermark
+            found[ends.partition] = ends
             by_number[ends.partition].remote_news(
                 high_watermark=ends.high_watermark, log_start_offset=ends.log_start_offset
             )

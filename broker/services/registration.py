@@ -18,18 +18,24 @@ from postbus.v1 import cluster_pb2, group_pb2, publisher_pb2, subscriber_pb2, to
 from broker.services.adapter import Adapter, Call
 from broker.services.catch_up import CatchUp
 from broker.services.cluster import ClusterService
+from broker.services.external_scaler import ExternalScaler
 from broker.services.groups import GroupService
 from broker.services.publisher import PublisherService
 from broker.services.subscriber import SubscriberService
 from broker.services.topics import TopicService
+from broker.stubs import externalscaler_pb2
 
 T = TypeVar("T")
 _Row = tuple[str, type[Message], Callable[[Any, Call], Awaitable[Message]]]
 
 _PACKAGE: Final = "postbus.v1"
-SERVICES: Final = tuple(
-    f"{_PACKAGE}.{name}"
-    for name in ("PublisherService", "SubscriberService", "GroupService", "TopicService", "ClusterService")
+_SCALER: Final = externalscaler_pb2.DESCRIPTOR.services_by_name["ExternalScaler"].full_name
+SERVICES: Final = (
+    *(
+        f"{_PACKAGE}.{name}"
+        for name in ("PublisherService", "SubscriberService", "GroupService", "TopicService", "ClusterService")
+    ),
+    _SCALER,
 )
 
 
@@ -42,10 +48,11 @@ def register(
     topics: TopicService,
     groups: GroupService,
     cluster: ClusterService,
+    scaler: ExternalScaler,
 ) -> None:
     """Adds all RPCs to a server."""
     patient = partial(_patient, cluster.catch_up)
-    publisher.catch_up = subscriber.surroundings.catch_up = groups.catch_up = cluster.catch_up
+    publisher.catch_up = subscriber.surroundings.catch_up = groups.catch_up = scaler.catch_up = cluster.catch_up
     subscriber.surroundings.partition_client = cluster.partition_client
     _add(
         server,
@@ -129,6 +136,14 @@ def register(
         "ClusterService/WatchMetadata", cluster_pb2.WatchMetadataRequest, cluster.watch_metadata
     )
     _add(server, "ClusterService", handlers)
+    # They parse for themselves: the messages are KEDA's, and a newer KEDA may say more in them.
+    scaling = {
+        "IsActive": adapter.unary_bytes("ExternalScaler/IsActive", scaler.is_active),
+        "StreamIsActive": adapter.server_stream_bytes("ExternalScaler/StreamIsActive", scaler.stream_is_active),
+        "GetMetricSpec": adapter.unary_bytes("ExternalScaler/GetMetricSpec", scaler.get_metric_spec),
+        "GetMetrics": adapter.unary_bytes("ExternalScaler/GetMetrics", scaler.get_metrics),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SCALER, scaling),))
 
 
 def _patient(catch_up: CatchUp, method: Callable[[Any, Call], Awaitable[T]]) -> Callable[[Any, Call], Awaitable[T]]:
@@ -177,8 +192,8 @@ class Health:
 def service_health(*, has_controller: bool, session_valid: bool, leaderless: bool) -> dict[str, bool]:
     """Which services can do their work. leaderless: some partition that users see has no leader.
 
-    Subscribing needs nobody: what is committed can be read. Publishing and groups need leaders in touch with the
-    controller; administration needs a controller.
+    Subscribing needs nobody: what is committed can be read. Publishing, groups and their lag need leaders in touch
+    with the controller; administration needs a controller.
     """
     leading = has_controller and session_valid and not leaderless
     return {
@@ -187,6 +202,7 @@ def service_health(*, has_controller: bool, session_valid: bool, leaderless: boo
         f"{_PACKAGE}.TopicService": has_controller,
         f"{_PACKAGE}.ClusterService": has_controller,
         f"{_PACKAGE}.SubscriberService": True,
+        _SCALER: leading,
     }
 
 

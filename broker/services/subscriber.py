@@ -194,7 +194,8 @@ class SubscriberService:
             if elsewhere and client is not None:
                 ends = await client.ends(plan.topic.topic_id, elsewhere, timeout_s=timeout_s)
                 for partition in elsewhere:
-                    await positions.until_known(partition, ends[partition.number], deadline=deadline)
+                    end = ends[partition.number].high_watermark
+                    await positions.until_known(partition, end, deadline=deadline)
         except PostbusError as error:
             plan.trouble = error  # what is known here is there all the same
         else:
