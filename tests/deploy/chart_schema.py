@@ -28,7 +28,7 @@ OF_THE_CHART: Final = frozenset(
         "log_format",
     }
 )
-_UNITS: Final = {"bytes": "([kKmMgGtT][iI]?)?[bB]", "seconds": "(ms|s|min|h|d)"}
+_UNITS: Final = {"bytes": "([kKmMgGtT][iI]?)?[bB]", "seconds": "ms|s|min|h|d"}
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 

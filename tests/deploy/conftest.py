@@ -1,25 +1,7 @@
-"""Where the tests of what is deployed find their tools."""
+"""Makes this folder's modules, and the brokers of the kill tests, importable by name: tests are imported by path."""
 
-import os
-import shutil
+import sys
 from pathlib import Path
-from typing import Final
 
-import pytest
-
-ROOT: Final = Path(__file__).parents[2]
-TOOLS: Final = ROOT / ".tools" / "bin"
-
-
-def tool(name: str) -> str:
-    """The path of a program: as `make deploy-tools` installed it, or as it is on the PATH.
-
-    Without it the test is skipped by the tool's name; where CI is set, it fails.
-    """
-    found = shutil.which(name, path=f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}")
-    if found is None:
-        why = f"needs {name}: make deploy-tools"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    return found
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent / "chaos"))

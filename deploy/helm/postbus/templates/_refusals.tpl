@@ -10,6 +10,11 @@
 {{- fail (printf "extraEnv sets %s: set %s in config instead" .name (.name | trimPrefix "POSTBUS_" | lower)) }}
 {{- end }}
 {{- end }}
+{{- range $values.extraVolumes }}
+{{- if has .name (list "data" "config" "tmp") }}
+{{- fail (printf "extraVolumes has %s, which is the chart's own: choose another name" .name) }}
+{{- end }}
+{{- end }}
 {{- range $name := keys $values.labels $values.podLabels }}
 {{- if has $name (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") }}
 {{- fail (printf "label %s is the chart's own: choose another name" $name) }}
