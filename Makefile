@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev demo demo-cluster bench bench-cluster test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check deploy-tools deploy-check clean
+.PHONY: help setup run dev demo demo-cluster bench bench-cluster test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check deploy-tools deploy-check clean deploy-live
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ chaos: $(INSTALLED) ## Kills a broker again and again under load (POSTBUS_CHAOS_
 chaos-cluster: $(INSTALLED) ## Faults of all kinds in three brokers under load (POSTBUS_CHAOS_SECONDS, POSTBUS_CHAOS_SEED).
 	@POSTBUS_CHAOS_SECONDS=$${POSTBUS_CHAOS_SECONDS:-300} POSTBUS_CHAOS_SEED=$${POSTBUS_CHAOS_SEED:-$$(date +%s)} \
 	  $(BIN)/python -m pytest -q -s -m slow tests/cluster/test_chaos.py $(ARGS)
+
+deploy-live: $(INSTALLED) ## A release's life on a real Kubernetes control plane, built once (needs root, Go, helm, kubectl, etcd).
+	@$(BIN)/python tests/deploy/live/run.py $(ARGS)
 
 simulate: $(INSTALLED) ## Simulates clusters under faults (POSTBUS_SIM_SEEDS how many, POSTBUS_SIM_SEED to replay one).
 	@POSTBUS_SIM_SEEDS=$${POSTBUS_SIM_SEEDS:-100} PYTHONHASHSEED=0 $(BIN)/python -m pytest -q tests/simulation $(ARGS)

@@ -29,6 +29,7 @@ class Kubelet:
         self.runners: dict[str, PodRunner] = {}
         self.heard = asyncio.Event()  # set unless it is silent
         self.heard.set()
+        self.registered = False
         self._bound: dict[str, Object] = {}
 
     async def run(self) -> None:
@@ -83,6 +84,7 @@ class Kubelet:
         }
         await self.machine.api.create("/api/v1/nodes", node)
         await self._say_ready()
+        self.registered = True
 
     async def _say_ready(self) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
