@@ -65,7 +65,9 @@ class BrokerProcess:
         assert self._process is None
         self._lines_of_process.clear()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("POSTBUS_")}
-        command = ("serve", "--data-dir", str(self.folder), "--client-port", str(self.port), "--http-port", "off")
+        command = ["serve", "--data-dir", str(self.folder), "--client-port", str(self.port)]
+        if "POSTBUS_HTTP_PORT" not in self.environment:
+            command += ["--http-port", "off"]
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
