@@ -48,8 +48,9 @@ from broker.services.subscriber import MEMBER_ACKNOWLEDGE, SubscriberService
 from broker.services.subscription import Surroundings
 from broker.services.topics import TopicService
 from broker.storage.compaction import CompactionSettings
+from broker.storage.errors import StoreCorrupt
 from broker.storage.maintenance import MaintenanceSettings
-from broker.storage.store import LogStore, RecoveryReport, StorageSettings
+from broker.storage.store import LogStore, RecoveryReport, StorageSettings, rebuilds
 from broker.telemetry import EventLoopLag, Metrics
 from broker.vitals import Counts, Vitals
 
@@ -112,6 +113,13 @@ class Node:
     async def _start(self, begin: float) -> Started:
         settings = self._settings
         is_clustered = settings.peer_port_wanted is not None
+        for database, why in rebuilds(settings.data_dir).items():
+            log.warning(
+                "store_rebuild",
+                database=database,
+                error=why,
+                action="what can be read of it is copied into a new one, which takes as long as reading all of it",
+            )
         store = self._store = await LogStore.open(
             settings.data_dir,
             storage_settings(settings),
@@ -124,6 +132,17 @@ class Node:
         self._stack.push_async_callback(store.close)
         for loss in store.recovery.losses:
             log.error("data_lost", loss=str(loss), action="the other nodes have it; this one refills")
+        for rebuilt in store.recovery.rebuilt:
+            log.warning(
+                "store_rebuilt",
+                database=rebuilt.database,
+                error=rebuilt.why,
+                seconds=round(rebuilt.seconds, 3),
+                copied_bytes=rebuilt.salvaged.bytes_count,
+                damaged_logs=len(rebuilt.salvaged.damaged),
+                set_aside=rebuilt.set_aside,
+                action="damaged logs are made anew from other copies; an only copy stays as it is",
+            )
         loaded = await asyncio.to_thread(Bus.load, store)
         client_port = self._bind_clients()
         transport = None
@@ -377,7 +396,10 @@ class Node:
 
     def _fatal(self, error: Exception) -> None:
         """The disk failed: what it holds is unknown, and nothing more may be acknowledged."""
-        log.critical("disk_failure", error=str(error), action="the process ends; start it again once the disk is well")
+        action = "start it again once the disk is well"
+        if isinstance(error, StoreCorrupt):
+            action = "the next start copies what can be read of the damaged database into a new one"
+        log.critical("disk_failure", error=str(error), action=f"the process ends; {action}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FATAL_EXIT_CODE)

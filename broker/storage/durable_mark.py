@@ -82,6 +82,14 @@ def _slots(data: bytes) -> list[tuple[int, Mark]]:
     return found
 
 
+def write_mark(path: Path, sequence: int) -> None:
+    """Durable when it returns. Raises OSError."""
+    mark = DurableMark(path)
+    mark.record(sequence)
+    mark.sync()
+    mark.close()
+
+
 def fsync_folder(path: Path) -> None:
     """Makes the creation of files in it durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)

@@ -89,6 +89,23 @@ class Engine:
         except Exception as error:
             raise classify(error, f"opening {path}") from error
 
+    @classmethod
+    def open_damaged(cls, path: Path, families: Mapping[str, FamilyOptions]) -> "Engine":
+        """To be read only, and changed in nothing, as far as it can be. Raises StoreCorrupt, StoreFailed.
+
+        A table that can't be opened makes reading of its keys fail, not the opening of the rest.
+        """
+        cache = rocksdict.Cache(32 * MIB)
+        options = _database_options(96 * MIB, "point_in_time")
+        options.create_if_missing(False)
+        options.set_paranoid_checks(False)
+        column_families = {name: _family_options(family, cache) for name, family in families.items()}
+        try:
+            access = rocksdict.AccessType.read_only()
+            return cls(path, rocksdict.Rdict(str(path), options, column_families, access), families)
+        except Exception as error:
+            raise classify(error, f"opening {path}") from error
+
     def write(self, ops: Sequence[Op]) -> None:
         """Writes all or nothing, to the page cache. Raises WriteStalled (try again) or StoreFailed (fatal)."""
         handles = self._handles
@@ -127,9 +144,9 @@ class Engine:
         found: list[tuple[bytes, bytes]] = []
         try:
             for key, value in self._items(family, begin, end, reverse=reverse):
+                found.append((key, value))
                 if limit is not None and len(found) >= limit:
                     break
-                found.append((key, value))
         except Exception as error:
             raise classify(error, "scanning") from error
         return found

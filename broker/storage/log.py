@@ -32,7 +32,15 @@ from broker.storage.committer import Committer
 from broker.storage.compaction import Chunk, CompactionSettings
 from broker.storage.engine import Op, PutOp
 from broker.storage.envelope import Envelope
-from broker.storage.errors import DiskFull, LogCorrupt, OffsetOutOfRange, ReplicaDiverged, StoreCorrupt, UnknownLog
+from broker.storage.errors import (
+    DiskFull,
+    LogCorrupt,
+    OffsetOutOfRange,
+    ReplicaDiverged,
+    StorageError,
+    StoreCorrupt,
+    UnknownLog,
+)
 from broker.storage.log_compaction import LogCompaction, Pause
 from broker.storage.log_cut import Cut, plan_cut
 from broker.storage.log_reader import Indexed, LogReader
@@ -142,6 +150,8 @@ class PartitionLog:
         self._compaction: LogCompaction | None = None
         self._frozen = False  # while truncate or reset run: nothing may be appended
         self._saved_high_watermark = state.high_watermark
+        if state.damaged:
+            self.damage = LogCorrupt(log_id, state.damaged_offset, "it was found damaged before this start")
         self._deleted_ranges: list[tuple[bytes, bytes]] = []  # whose space maintenance has to give back
         producers.high_watermark = state.high_watermark
 
@@ -847,6 +857,9 @@ class PartitionLog:
     def _note_damage(self, error: LogCorrupt, generation: int) -> None:
         if self.damage is None and not self.deleted and self.generation == generation:
             self.damage = error
+            self._state.damaged_offset = max(error.offset, self._state.log_start_offset)
+            with contextlib.suppress(StorageError):  # found again, then, at the next reading
+                self._context.committer.submit([self._state_op()], size_bytes=_APPEND_OVERHEAD_BYTES)
             if self.on_damage is not None:
                 self.on_damage()
 

@@ -62,6 +62,10 @@ def key_log_id(key: bytes) -> int:
 
 
 _VERSION: Final = 2
+_VERSION_DAMAGED: Final = 3
+"""With the damaged offset behind the leader epochs. Whole logs don't say it: older versions go on reading them."""
+_NOT_DAMAGED: Final = -1
+_OFFSET: Final = struct.Struct(">q")
 _STATE: Final = struct.Struct(">BqqqqqqqqqqI")
 _EPOCH: Final = struct.Struct(">iq")
 
@@ -89,11 +93,18 @@ class LogState:
     """Positions of batches below are to be raised by the compaction pass that is under way (or was cut short)."""
     leader_epochs: list[tuple[int, int]] = field(default_factory=list)
     """(leader epoch, its first offset), ascending."""
+    damaged_offset: int = _NOT_DAMAGED
+    """The first that was found damaged; remembered until the log is emptied."""
+
+    @property
+    def damaged(self) -> bool:
+        """Something that should be here can't be read, as far as is known."""
+        return self.damaged_offset >= self.log_start_offset
 
     def encode(self) -> bytes:
         """The value in the `state` family."""
         fixed = _STATE.pack(
-            _VERSION,
+            _VERSION if self.damaged_offset < 0 else _VERSION_DAMAGED,
             self.end_offset,
             self.log_start_offset,
             self.last_append_time_us,
@@ -106,18 +117,24 @@ class LogState:
             self.positions_from,
             len(self.leader_epochs),
         )
-        return fixed + b"".join([_EPOCH.pack(*epoch) for epoch in self.leader_epochs])
+        epochs = b"".join([_EPOCH.pack(*epoch) for epoch in self.leader_epochs])
+        return fixed + epochs if self.damaged_offset < 0 else fixed + epochs + _OFFSET.pack(self.damaged_offset)
 
     @classmethod
     def decode(cls, value: bytes) -> "LogState":
         """Raises ValueError if it is damaged or of an unknown version."""
         try:
             version, *numbers, epoch_count = _STATE.unpack_from(value)
-            epochs = list(_EPOCH.iter_unpack(value[_STATE.size :]))
+            end, damaged_offset = len(value), _NOT_DAMAGED
+            if version == _VERSION_DAMAGED:
+                end -= _OFFSET.size
+                (damaged_offset,) = _OFFSET.unpack_from(value, end)
+            epochs = list(_EPOCH.iter_unpack(value[_STATE.size : end]))
         except struct.error as error:
             raise ValueError(f"a log's state of {len(value)} bytes is cut short") from error
-        if version != _VERSION or len(epochs) != epoch_count:
+        if version not in {_VERSION, _VERSION_DAMAGED} or len(epochs) != epoch_count:
             raise ValueError(f"a log's state of version {version} with {len(epochs)} leader epochs")
         state = cls(*numbers)
+        state.damaged_offset = damaged_offset
         state.leader_epochs = [(epoch, first_offset) for epoch, first_offset in epochs]
         return state

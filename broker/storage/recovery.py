@@ -21,9 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from broker.storage.durable_mark import DurableMark, fsync_folder, read_mark
+from broker.storage import rebuild
+from broker.storage.durable_mark import DurableMark, fsync_folder, read_mark, write_mark
 from broker.storage.engine import Engine, FamilyOptions, RecoveryMode
 from broker.storage.errors import StoreCorrupt, StoreLoss
+from broker.storage.rebuild import Rebuilt
+from broker.storage.salvage import Salvaged
 
 LOSSES_FILE: Final = "losses.jsonl"
 _IMMUTABLE_SUFFIXES: Final = (".sst", ".blob")
@@ -37,8 +40,14 @@ class DatabaseSpec:
     families: Mapping[str, FamilyOptions]
     block_cache_bytes: int
     wal_bytes_max: int
-    load: Callable[[Engine], object] = lambda engine: None
+    load: Callable[[Engine], object]
     """Reads what a start needs of it. Raises StoreCorrupt, which counts as a loss."""
+    salvage: Callable[[Engine, Engine], Salvaged]
+    """Copies what can be read from the first to the second. Raises StoreCorrupt, which counts as a loss."""
+    divisible: bool
+    """What is left of it is worth something."""
+    live_bytes: Callable[[Engine], int] = lambda engine: 0
+    """About how much such a copy takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ def open_database(data_dir: Path, spec: DatabaseSpec, *, expected: bool = False)
         raise _loss(spec.name, "the database is gone")
     if mark is None:
         # The mark first: a database without one counts as damaged.
-        _write_mark(mark_path, 0)
+        write_mark(mark_path, 0)
     promised = 0 if mark is None else mark.sequence
     if created and promised:
         raise _loss(spec.name, f"the database is gone, {promised} writes with it")
@@ -137,6 +146,69 @@ def open_database(data_dir: Path, spec: DatabaseSpec, *, expected: bool = False)
     return OpenDatabase(engine=engine, mark=DurableMark(mark_path), loaded=loaded, report=report)
 
 
+def rebuild_database(
+    data_dir: Path, spec: DatabaseSpec, *, now_us: int, keep_damaged: bool, free_bytes: Callable[[Path], int]
+) -> Rebuilt | None:
+    """Replaces a database that refused to be written by a copy. None: that was not asked for. Comes before opening.
+
+    keep_damaged: the damaged files are kept beside it, if anything could not be read. Raises StoreLoss as
+    `open_database` would, StoreFailed. Blocks for as long as copying takes.
+    """
+    begin = time.monotonic()
+    path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
+    request = rebuild.requested(path)
+    if request is None:
+        return None
+    salvaged = Salvaged()
+    if not rebuild.is_copied(path):
+        salvaged = _copy_readable(data_dir, spec, accepted=request.accepted, free_bytes=free_bytes)
+    kept = data_dir / f"{spec.name}.damaged-{now_us}" if keep_damaged and salvaged.damaged else None
+    engine = Engine.open_damaged(rebuild.rebuilt(path), spec.families)
+    sequence = engine.sequence()
+    engine.close()
+    if kept is not None:
+        reason = f"{len(salvaged.damaged)} logs could not be read whole: {request.why}"
+        _record(data_dir, Loss(now_us, spec.name, sequence, sequence, reason, kept.name))
+    rebuild.replace(path, mark_path, sequence=sequence, keep_as=kept)
+    return Rebuilt(
+        database=spec.name,
+        why=request.why,
+        seconds=time.monotonic() - begin,
+        salvaged=salvaged,
+        set_aside="" if kept is None else kept.name,
+    )
+
+
+def _copy_readable(
+    data_dir: Path, spec: DatabaseSpec, *, accepted: bool, free_bytes: Callable[[Path], int]
+) -> Salvaged:
+    path = data_dir / spec.name
+    mark = read_mark(data_dir / f"{spec.name}.mark")
+    if mark is None:
+        raise _loss(spec.name, "its durable mark is missing or unreadable, so nobody can tell what is gone")
+    try:
+        source = Engine.open_damaged(path, spec.families)
+    except StoreCorrupt as error:
+        raise _loss(spec.name, str(error)) from error
+    try:
+        if source.sequence() < mark.sequence:
+            raise _loss(spec.name, _count_text(mark.sequence, source.sequence()))
+        if not accepted:
+            spec.load(source)
+        return rebuild.copy(
+            path,
+            source,
+            open_target=lambda folder: _open(folder, spec, "tolerate_torn_tail"),
+            salvage=spec.salvage,
+            needed_bytes=spec.live_bytes(source) * 11 // 10 + spec.wal_bytes_max,
+            free_bytes=free_bytes,
+        )
+    except StoreCorrupt as error:
+        raise _loss(spec.name, f"what every start needs of it is damaged: {error}") from error
+    finally:
+        source.close()
+
+
 def accept_loss(
     data_dir: Path, spec: DatabaseSpec, *, now_us: int, expected: bool = False, keep_copy: bool = True
 ) -> Loss | None:
@@ -155,7 +227,7 @@ def accept_loss(
     copy = data_dir / f"{spec.name}.damaged-{now_us}"
     if path.exists() and keep_copy:
         _copy(path, copy)
-    recovered = _open_what_is_left(path, spec)
+    recovered = _open_what_is_left(path, spec, reason)
     loss = Loss(
         time_us=now_us,
         database=spec.name,
@@ -166,7 +238,7 @@ def accept_loss(
     )
     # Recorded before the mark is lowered: after that nothing else would tell.
     _record(data_dir, loss)
-    _write_mark(mark_path, recovered)
+    write_mark(mark_path, recovered)
     return loss
 
 
@@ -187,6 +259,7 @@ def set_aside(data_dir: Path, spec: DatabaseSpec, *, now_us: int, reason: str) -
     # The mark last: without it the database counts as damaged, whatever is cut short here.
     if path.exists():
         path.rename(aside)
+    rebuild.withdraw(path)
     fsync_folder(data_dir)
     mark_path.unlink(missing_ok=True)
     fsync_folder(data_dir)
@@ -219,17 +292,28 @@ def _open(path: Path, spec: DatabaseSpec, recovery_mode: RecoveryMode) -> Engine
     )
 
 
-def _open_what_is_left(path: Path, spec: DatabaseSpec) -> int:
-    """Makes the database open again, empty if nothing else helps; returns its sequence."""
-    try:
-        engine = _open(path, spec, "point_in_time")
+def _open_what_is_left(path: Path, spec: DatabaseSpec, reason: str) -> int:
+    """Makes the database open again, or asks for a copy, or else begins empty; returns its sequence."""
+    with contextlib.suppress(StoreCorrupt):
+        try:
+            engine = _open(path, spec, "point_in_time")
+        except StoreCorrupt:
+            if not spec.divisible:
+                raise
+            engine = Engine.open_damaged(path, spec.families)
+            rebuild.request(path, reason, accepted=True)
         try:
             spec.load(engine)
-            return engine.sequence()
+        except StoreCorrupt:
+            if not spec.divisible:
+                raise
+            rebuild.request(path, reason, accepted=True)
         finally:
+            sequence = engine.sequence()
             engine.close()
-    except StoreCorrupt:
-        shutil.rmtree(path, ignore_errors=True)
+        return sequence
+    rebuild.withdraw(path)
+    shutil.rmtree(path, ignore_errors=True)
     engine = _open(path, spec, "tolerate_torn_tail")
     try:
         return engine.sequence()
@@ -264,13 +348,6 @@ def _copy(source: Path, target: Path) -> None:
                 os.link(file, target / file.name)
         else:
             shutil.copy2(file, target / file.name)
-
-
-def _write_mark(path: Path, sequence: int) -> None:
-    mark = DurableMark(path)
-    mark.record(sequence)
-    mark.sync()
-    mark.close()
 
 
 def _count_text(promised: int, recovered: int | None) -> str:

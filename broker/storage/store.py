@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from broker.clock import Clock
@@ -25,6 +26,7 @@ from broker.storage.log_reader import LogReader
 from broker.storage.log_state import (
     OVERWRITTEN_FAMILIES,
     PRODUCERS,
+    RAFT,
     STATE,
     LogState,
     data_families,
@@ -35,6 +37,7 @@ from broker.storage.log_state import (
 )
 from broker.storage.maintenance import Maintenance, MaintenanceSettings
 from broker.storage.producers import ProducerTable
+from broker.storage.rebuild import Rebuilt, remember_failure, requested
 from broker.storage.recovery import (
     DatabaseSpec,
     Loss,
@@ -42,9 +45,11 @@ from broker.storage.recovery import (
     RecoveredDatabase,
     accept_loss,
     open_database,
+    rebuild_database,
     set_aside,
 )
 from broker.storage.request_ids import RequestIdTable
+from broker.storage.salvage import copy_logs, copy_raft, live_bytes
 from broker.storage.tail import Tail
 
 MIB = 1024 * 1024
@@ -102,6 +107,8 @@ class RecoveryReport:
     """Promised records were lost here (now, or before the cluster could be told): not to be elected on what is left."""
     losses: tuple[Loss, ...] = ()
     """What was found lost at this start."""
+    rebuilt: tuple[Rebuilt, ...] = ()
+    """Databases that could not be written any more, and were replaced by a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ class LogStore:
             self._engine,
             opened.data.mark,
             loop=loop,
-            on_fatal=on_fatal,
+            on_fatal=self._failing(opened.data, on_fatal),
             settings=CommitterSettings(
                 append_queue_bytes_max=settings.append_queue_bytes_max,
                 mark_sync_interval_ms=settings.mark_sync_interval_ms,
@@ -169,7 +176,11 @@ class LogStore:
             name="commit-data",
         )
         meta_committer = Committer(
-            opened.meta.engine, opened.meta.mark, loop=loop, on_fatal=on_fatal, name="commit-meta"
+            opened.meta.engine,
+            opened.meta.mark,
+            loop=loop,
+            on_fatal=self._failing(opened.meta, on_fatal),
+            name="commit-meta",
         )
         self.meta = MetaStore(engine=opened.meta.engine, committer=meta_committer)
         self._maintenance = Maintenance(
@@ -189,6 +200,16 @@ class LogStore:
         for log_id, state in saved.states.items():
             self._logs[log_id] = self._make_log(log_id, state, saved.producers.get(log_id, ()))
         self._maintenance.start()
+
+    @staticmethod
+    def _failing(database: OpenDatabase, on_fatal: Callable[[Exception], None]) -> Callable[[Exception], None]:
+        def failed(error: Exception) -> None:
+            # Damage met by a compaction: it would be met again after every start, and end the process again.
+            if isinstance(error, StoreCorrupt):
+                remember_failure(database.engine.path, error)
+            on_fatal(error)
+
+        return failed
 
     @classmethod
     async def open(
@@ -380,7 +401,13 @@ def accept_losses(data_dir: Path, settings: StorageSettings, *, now_us: int) -> 
 def database_specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpec]:
     """How `meta` and `data` are opened; for whoever looks at them offline, too."""
     meta = DatabaseSpec(
-        name="meta", families=meta_families(), block_cache_bytes=2 * MIB, wal_bytes_max=settings.wal_bytes_max // 8
+        name="meta",
+        families=meta_families(),
+        block_cache_bytes=2 * MIB,
+        wal_bytes_max=settings.wal_bytes_max // 8,
+        load=_check_meta,
+        salvage=copy_raft,
+        divisible=False,
     )
     data = DatabaseSpec(
         name="data",
@@ -388,8 +415,17 @@ def database_specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpe
         block_cache_bytes=settings.block_cache_bytes,
         wal_bytes_max=settings.wal_bytes_max,
         load=_load_logs,
+        salvage=copy_logs,
+        divisible=True,
+        live_bytes=live_bytes,
     )
     return meta, data
+
+
+def rebuilds(data_dir: Path) -> dict[str, str]:
+    """The databases that the next start replaces by a copy, and why."""
+    requests = {name: requested(data_dir / name) for name in ("meta", "data")}
+    return {name: request.why for name, request in requests.items() if request is not None}
 
 
 def _open(
@@ -406,6 +442,10 @@ def _open(
     data_dir = DataDir.acquire(path)
     opened: list[OpenDatabase] = []
     losses: list[Loss] = []
+    rebuilt: list[Rebuilt | None] = []
+    rebuild = partial(
+        rebuild_database, path, now_us=now_us, keep_damaged=not settings.replicated, free_bytes=free_bytes
+    )
     try:
         identity = data_dir.read_identity()
         if identity is not None:
@@ -413,6 +453,7 @@ def _open(
         meta_spec, data_spec = database_specs(settings)
         expected = identity is not None
         try:
+            rebuilt.append(rebuild(meta_spec))
             opened.append(open_database(path, meta_spec, expected=expected))
         except StoreLoss as error:
             if not settings.replicated:
@@ -425,6 +466,7 @@ def _open(
             losses.append(set_aside(path, meta_spec, now_us=now_us, reason=str(error)))
             opened.append(open_database(path, meta_spec))
         try:
+            rebuilt.append(rebuild(data_spec))
             opened.append(open_database(path, data_spec, expected=expected))
         except StoreLoss:
             if not settings.replicated:
@@ -432,6 +474,7 @@ def _open(
             data_dir.write_unclean()
             loss = accept_loss(path, data_spec, now_us=now_us, expected=expected, keep_copy=False)
             losses.extend([loss] if loss is not None else [])
+            rebuilt.append(rebuild(data_spec))
             opened.append(open_database(path, data_spec))
         if not settings.replicated and data_dir.unclean:
             data_dir.clear_unclean()  # accepted by an operator, and there is nobody to tell
@@ -469,6 +512,7 @@ def _open(
             databases=reports,
             unclean=settings.replicated and data_dir.unclean,
             losses=tuple(losses),
+            rebuilt=tuple(each for each in rebuilt if each is not None),
         ),
     )
 
@@ -490,6 +534,11 @@ def _check_identity(path: Path, identity: Identity, *, node_id: int, cluster_id:
             f"{path} is one node's part of cluster {identity.cluster_id!r}: name the cluster's peers (and its"
             " cluster_id), or another data directory"
         )
+
+
+def _check_meta(engine: Engine) -> None:
+    """All of it can be read. What Raft finds damaged later could only end the node. Raises StoreCorrupt."""
+    engine.scan(RAFT, b"", b"\xff")
 
 
 def _load_logs(engine: Engine) -> _SavedLogs:

@@ -20,6 +20,19 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
+def flip_tables(folder: Path, *families: str) -> list[str]:
+    """One bit of each table of these families, in its records; their names."""
+    flipped = []
+    for file in folder.glob("*.sst"):
+        data = bytearray(file.read_bytes())
+        # A table's properties: column.family.name, of which only the end is written out, and its value.
+        if any(b"name%s\n" % family.encode() in data for family in families):
+            data[len(data) // 5] ^= 0x10
+            file.write_bytes(data)
+            flipped.append(file.name)
+    return flipped
+
+
 def largest(folder: Path, kind: str) -> Path:
     """The file of this kind in the database of records that holds the most."""
     return max((folder / "data").glob(f"*.{kind}"), key=lambda file: file.stat().st_size)
@@ -87,6 +100,46 @@ async def test_bits_flipped_in_files_of_records(tmp_path: Path) -> None:
             await cluster.start()
             await cluster.until_in_sync()
         await bus.close()
+
+
+@pytest.mark.slow
+async def test_a_bit_flipped_in_a_table_that_is_compacted(tmp_path: Path) -> None:
+    """RocksDB writes no more: the process ends, once; the next one copies what can be read, and gets the rest."""
+
+    async def trouble(work: Workload) -> None:
+        cluster = work.cluster
+        victim = await cluster.leader("compared")
+        node = cluster.nodes[victim]
+        for _ in range(4):
+            # A start after a kill turns the WAL into tables; four of them are compacted, and more at every start.
+            await work.acknowledged(50)
+            await cluster.kill(victim)
+            await node.start()
+        await work.acknowledged(50)
+        await cluster.kill(victim)
+        assert flip_tables(node.folder / "data", "batches", "index")
+        work.fault(f"bits flipped in tables of node {victim}")
+        await work.acknowledged(20)
+        await node.start(wait=False)
+        # As its supervisor does it, until it stays.
+        assert await node.wait() == FATAL_EXIT_CODE
+        await node.start()
+        assert '"store_rebuilt"' in node.log()
+        await cluster.until_in_sync()
+        for _ in range(4):
+            await work.acknowledged(50)
+            await cluster.kill(victim)
+            await node.start()
+        await cluster.until_in_sync()
+        other = next(number for number in cluster.nodes if number != victim)
+        await cluster.kill(other)
+        work.fault(f"SIGKILL of node {other}")
+        await work.acknowledged(20)
+        await cluster.start()
+        await cluster.until_in_sync()
+
+    async with running(tmp_path) as cluster:
+        await Workload(cluster).run(trouble, faults=2)
 
 
 @pytest.mark.slow
