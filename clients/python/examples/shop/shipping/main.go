@@ -4,7 +4,8 @@
 //
 // It knows the bus and nobody else, and uses generated stubs alone. An order is acknowledged after its shipment is
 // durable; when it comes again all the same (a kill between the two), the order's id tells: the shipment's request id
-// is made of it, so that the bus appends it once.
+// is made of it, so that the bus appends it once. SIGTERM lets it finish: what is in hand is packed and acknowledged, and
+// the others get its partitions. With -listen, /healthz says that it is not stuck, /readyz that it is a member.
 package main
 
 import (
@@ -15,9 +16,12 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,14 +54,29 @@ type service struct {
 	subscriber pb.SubscriberServiceClient
 	release    string
 	delay      time.Duration
+	member     atomic.Bool // of the group; stays so while a broken stream is mended
 }
 
 func main() {
 	address := flag.String("address", cmp.Or(os.Getenv("POSTBUS_ADDRESS"), "localhost:7070"), "any node of the bus")
+	listen := flag.String("listen", os.Getenv("SHOP_LISTEN"), "host:port for /healthz and /readyz; empty: nowhere")
+	delay, err := time.ParseDuration(cmp.Or(os.Getenv("SHOP_DELAY"), "0s"))
+	if err != nil {
+		log.Fatalf("SHOP_DELAY: %v", err)
+	}
 	var s service
-	flag.StringVar(&s.release, "release", "v1", "which code is deployed: v1, or v2, which puts gift notes on parcels")
-	flag.DurationVar(&s.delay, "delay", 0, "how long packing one order takes")
+	release := cmp.Or(os.Getenv("SHOP_RELEASE"), "v1")
+	flag.StringVar(&s.release, "release", release, "which code is deployed: v1, or v2, which puts gift notes on parcels")
+	flag.DurationVar(&s.delay, "delay", delay, "how long packing one order takes")
 	flag.Parse()
+	if *listen != "" {
+		listener, err := net.Listen("tcp", *listen)
+		if err != nil {
+			log.Fatal(err)
+		}
+		server := &http.Server{Handler: http.HandlerFunc(s.answer), ReadTimeout: 5 * time.Second}
+		go func() { log.Fatal(server.Serve(listener)) }()
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends it at once
@@ -70,6 +89,13 @@ func main() {
 	s.publisher, s.subscriber = pb.NewPublisherServiceClient(conn), pb.NewSubscriberServiceClient(conn)
 	if err := s.run(ctx); err != nil {
 		log.Fatal(err)
+	}
+}
+
+// answer tells whoever watches over it.
+func (s *service) answer(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/readyz" && !s.member.Load() {
+		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 }
 
@@ -110,6 +136,7 @@ func (s *service) ship(ctx context.Context, start *pb.SubscribeStart) error {
 			return err
 		}
 		if in.Started != nil {
+			s.member.Store(true)
 			start.MemberId = in.Started.MemberId // after a broken stream we come back as who we were
 		}
 		for _, batch := range in.Batches {
