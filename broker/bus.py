@@ -225,7 +225,7 @@ class Bus:
             has_room=lambda: store.committer.has_room,
             wait_for_room=store.wait_for_room,
             barrier=store.barrier,
-            still_leads=self.partition_client.still_leads,
+            still_leads=self.partitions.still_leads,
         )
         self.partition_calls.serve(self.calls)
         self.forwarding = Forwarding(
@@ -235,7 +235,7 @@ class Bus:
             random=self._random,
             endpoint_of=self.client_endpoint_of,
             is_gone=self._is_gone,
-            still_leads=self.partition_client.still_leads,
+            still_leads=self.partitions.still_leads,
             published=published,
             settings=self.settings.forwarding,
         )

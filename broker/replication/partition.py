@@ -30,6 +30,7 @@ from broker.replication.puller import Puller
 from broker.replication.refusals import NotAppended, producer_refusal
 from broker.replication.remote_log import ReadableLog, RemoteLog
 from broker.replication.settings import ReplicationSettings
+from broker.replication.succession import Succession
 from broker.replication.waiters import Done, Waiters
 from broker.storage.batch import NewBatch
 from broker.storage.errors import DiskFull, LogCorrupt, StorageError, StoreCorrupt
@@ -81,6 +82,7 @@ class Shared:
     session: Session
     isr_changes: IsrChanges
     damages: Damages
+    succession: Succession
     feeder: Feeder | None
     """None: a node without peers."""
     puller: Puller | None
@@ -158,11 +160,16 @@ class Partition:
         while True:
             if self.deleted:
                 raise self._gone()
-            if self._led is None:
+            led = self._led
+            if led is None:
                 break
-            if self._shared.session.session_valid and self.high_watermark >= self._led.start_offset:
-                return self.high_watermark
-            await self._changed_or_timeout(deadline)
+            if self._shared.session.session_valid and self.high_watermark >= led.start_offset:
+                if await self._shared.succession.still_leads(self):
+                    return self.high_watermark
+                if self._led is led:
+                    await self._pause(deadline)
+            else:
+                await self._changed_or_timeout(deadline)
         if self._remote is None:
             raise self.not_leading()
         bounds = await self._remote.fresh_bounds(max(0.0, deadline - self._shared.clock.monotonic()))
@@ -851,6 +858,18 @@ class Partition:
     def _wake(self) -> None:
         for wake in tuple(self._listeners):
             wake()
+
+    async def _pause(self, deadline: float) -> None:
+        """Before asking again. Raises NO_LEADER when the deadline is near."""
+        left_s = deadline - self._shared.clock.monotonic()
+        pause_s = self._shared.settings.retry_ms / 1000
+        if left_s < pause_s:
+            raise PostbusError(
+                Reason.ERROR_REASON_NO_LEADER,
+                f"whether node {self._shared.node_id} still leads {self.topic}/{self.number} is not known now",
+                retry_after_ms=100,
+            )
+        await asyncio.sleep(pause_s)
 
     async def _changed_or_timeout(self, deadline: float | None) -> None:
         """Waits for news. Raises NO_LEADER when the deadline has passed."""

@@ -23,6 +23,7 @@ from broker.replication.partition import Partition, Shared
 from broker.replication.puller import Puller
 from broker.replication.remote_log import RemoteLog, RemoteReads
 from broker.replication.settings import ReplicationSettings
+from broker.replication.succession import Succession
 from broker.storage.log import PartitionLog
 from broker.storage.store import LogStore
 
@@ -78,6 +79,9 @@ class Partitions:
         self._may_act = session is None or bool(session.broker_epoch)
         self._isr_changes = IsrChanges(session=self._session, settings=self.settings)
         self.damages = Damages(session=self._session, settings=self.settings)
+        self._succession = Succession(calls, known_epoch=self._known_epoch, settings=self.settings)
+        self.still_leads = self._succession.still_leads
+        """Of a partition that this node leads: nobody else does."""
         feeder = puller = None
         if transport is not None:
             feeder = Feeder(transport=transport, clock=clock, settings=self.settings, partitions=self._by_log_id)
@@ -99,6 +103,7 @@ class Partitions:
             session=self._session,
             isr_changes=self._isr_changes,
             damages=self.damages,
+            succession=self._succession,
             feeder=feeder,
             puller=puller,
             nodes={},
@@ -161,6 +166,7 @@ class Partitions:
         """Replicates and reads elsewhere no more; before storage closes."""
         await self._isr_changes.close()
         await self.damages.close()
+        await self._succession.close()
         if self._shared.puller is not None:
             await self._shared.puller.close()
         if self._shared.feeder is not None:
@@ -243,6 +249,10 @@ class Partitions:
     def find_log(self, log_id: int) -> Partition | None:
         """By the number of its log."""
         return self._by_log_id.get(log_id)
+
+    def _known_epoch(self, log_id: int) -> int:
+        partition = self._by_log_id.get(log_id)
+        return -1 if partition is None else partition.leader_epoch
 
     def every_topic(self) -> list[PartitionedTopic]:
         """The broker's own, too."""

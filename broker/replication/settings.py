@@ -43,6 +43,8 @@ class ReplicationSettings:
     """How long a leader with a damaged copy waits for what it appended to be safe before another one leads."""
     damage_wait_ms: int = 5_000
     """How long a reader that met damage waits for another copy to take over."""
+    succession_timeout_ms: int = 500
+    """How long a leader waits for a node to say whether it knows of a successor, before it asks again."""
     remote_buffer_bytes: int = MIB
     """What was read last of a partition that has no replica here, kept for its next reader."""
     remote_wait_ms: int = 5_000

@@ -201,15 +201,15 @@ class PartitionCalls:
         question = calls_pb2.FindEnds.FromString(payload)
         answer = calls_pb2.FindEndsAnswer()
         topic = self._partitions.find(question.topic_id)
-        for number in question.partitions:
-            if topic is None or number >= len(topic.partitions) or not topic.partitions[number].leading:
-                continue
-            partition = topic.partitions[number]
-            try:
-                end = await partition.fresh_high_watermark(0)
-            except PostbusError:
-                continue  # it is asked again
-            answer.ends.add(partition=number, log_start_offset=partition.log.log_start_offset, high_watermark=end)
+        known = topic.partitions if topic is not None else ()
+        led = [known[number] for number in question.partitions if number < len(known) and known[number].leading]
+        ends = await asyncio.gather(*(partition.fresh_high_watermark(0) for partition in led), return_exceptions=True)
+        for partition, end in zip(led, ends, strict=True):
+            if isinstance(end, int):
+                start = partition.log.log_start_offset
+                answer.ends.add(partition=partition.number, log_start_offset=start, high_watermark=end)
+            elif not isinstance(end, PostbusError):  # after which it is asked again
+                raise end
         return answer.SerializeToString()
 
     def topics_changed(self) -> None:

@@ -129,19 +129,6 @@ class PartitionClient:
             )
         return found
 
-    async def still_leads(self, partition: Partition) -> bool:
-        """Whether none of those who may lead a partition in this node's place does, nor will without its log.
-
-        A node learns last that it was succeeded: a session outlasts connections that broke. All of them are asked,
-        for each may be the one.
-        """
-        epoch, successors = partition.leader_epoch, partition.successors
-        if successors:
-            found = await self.describe(partition.topic_id, dict.fromkeys(successors, (partition.number,)))
-            if len(found) < len(successors) or any(facts.leader_epoch > epoch for facts in found.values()):
-                return False
-        return partition.leading and (partition.leader_epoch, partition.successors) == (epoch, successors)
-
     async def _ask_leader(self, partition: Partition, method: str, payload: bytes, *, timeout_s: float) -> bytes:
         """Asks whoever leads, again and again until it answers or the time is over. For what may be asked twice."""
         deadline = self._clock.monotonic() + timeout_s

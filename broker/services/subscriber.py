@@ -186,10 +186,10 @@ class SubscriberService:
         at_end = [each for each in plan.rotated() if plan.places[each.number] >= each.high_watermark]
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            # What this node leads in touch with the controller takes no time.
-            for partition in at_end:
-                if partition.leading:
-                    await partition.fresh_high_watermark(timeout_s)
+            await together(
+                [partial(each.fresh_high_watermark, timeout_s) for each in at_end if each.leading],
+                at_once_max=self.surroundings.settings.places_at_once_max,
+            )
             elsewhere = [partition for partition in at_end if not partition.leading]
             if elsewhere and client is not None:
                 ends = await client.ends(plan.topic.topic_id, elsewhere, timeout_s=timeout_s)

@@ -158,3 +158,15 @@ class PartitionBoundsRequest(_message.Message):
     log_id: int
     wait_ms: int
     def __init__(self, log_id: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class LeaderEpochsRequest(_message.Message):
+    __slots__ = ("log_ids",)
+    LOG_IDS_FIELD_NUMBER: _ClassVar[int]
+    log_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, log_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class LeaderEpochs(_message.Message):
+    __slots__ = ("leader_epochs",)
+    LEADER_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    leader_epochs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, leader_epochs: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -16,6 +16,7 @@ from broker.replication.damages import Damages
 from broker.replication.isr_changes import IsrChanges, LoneSession
 from broker.replication.partition import Partition, Shared
 from broker.replication.settings import ReplicationSettings
+from broker.replication.succession import Succession
 from broker.storage.batch import Appended, NewBatch
 from broker.storage.errors import DiskFull
 from broker.storage.producers import ProducerTable
@@ -79,6 +80,7 @@ def partition_of(log: FakeLog, *, acks_when_written: bool = False) -> Partition:
         session=session,
         isr_changes=IsrChanges(session=session, settings=settings),
         damages=Damages(session=session, settings=settings),
+        succession=Succession(None, known_epoch=lambda log_id: -1, settings=settings),
         feeder=None,
         puller=None,
         nodes={},

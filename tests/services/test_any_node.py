@@ -139,7 +139,7 @@ async def test_a_leader_that_was_succeeded_refuses_nothing_for_good(
     asked = asyncio.Event()
     follower = cluster[3].topic("t").partitions[0]
     monkeypatch.setattr(follower, "leader_epoch", follower.leader_epoch + 1)
-    still_leads = cluster[2].node._bus.partition_client.still_leads
+    still_leads = cluster[2].node._bus.partitions.still_leads
 
     async def noted(partition: Partition) -> bool:
         leads = await still_leads(partition)

@@ -24,7 +24,7 @@ from broker.raft import node as raft_node
 from broker.raft import progress
 from broker.raft.core import RaftCore
 from broker.raft.messages import HardState, Ready
-from broker.replication import follower, leader, partition, partitions
+from broker.replication import follower, leader, partition, partitions, succession
 from broker.replication.leader import LedPartition
 
 ALL = os.environ.get("POSTBUS_SIM_MUTANTS") == "1"
@@ -297,8 +297,18 @@ def ignores_broker_epochs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(partition_decisions, "_unfit", lambda node, member, *, joins: "")
 
 
+def asks_nobody_who_leads(patch: pytest.MonkeyPatch) -> None:
+    """A leader whose session is valid takes that for a proof that nobody was put in its place."""
+
+    async def mutated(self: succession.Succession, partition: partition.Partition) -> bool:
+        return True
+
+    patch.setattr(succession.Succession, "still_leads", mutated)
+
+
 def acts_on_a_session_that_is_over(patch: pytest.MonkeyPatch) -> None:
-    """A leader that was away for longer than its session goes on as if nothing had been."""
+    """A leader that was away for longer than its session goes on as if nothing had been, and asks nobody."""
+    asks_nobody_who_leads(patch)
     patch.setattr(NodeSession, "session_valid", property(lambda self: self.broker_epoch > 0))
 
 
@@ -315,6 +325,13 @@ def acts_on_a_session_that_is_over(patch: pytest.MonkeyPatch) -> None:
         "waits for the committed isr alone",
         waits_for_the_committed_isr,
         scenario(scenarios.test_the_watermark_waits_for_who_may_have_been_taken_in),
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "asks nobody who leads",
+        asks_nobody_who_leads,
+        scenario(scenarios.test_the_end_of_the_log_is_not_told_from_the_past),
         1,
         quick=True,
     ),

@@ -13,6 +13,7 @@ from sim_seeds import run_seed
 
 from broker.controller.commands import PartitionId, Reassignment, ReassignPartitions
 from broker.errors import PostbusError
+from broker.replication.partition import Partition
 from broker.storage.log_state import BATCHES
 
 TOPIC = "orders"
@@ -60,6 +61,15 @@ async def read(cluster: Cluster, node_id: int, *, offset: int = 0) -> list[str]:
     answer = await cluster.ask(node_id, lambda node: node.subscriber.fetch(request, call(5.0)))
     response = subscriber_pb2.FetchResponse.FromString(answer)
     return [record.value.decode() for batch in response.batches for record in batch.batch.records]
+
+
+async def end_of(partition: Partition, node_id: int, cluster: Cluster) -> int | None:
+    """As a node tells it; None: it says that it does not know now."""
+    try:
+        return await cluster.ask(node_id, lambda node: partition.fresh_high_watermark(0.4))
+    except PostbusError as error:
+        assert error.reason_name == "NO_LEADER"
+        return None
 
 
 async def until_leader(cluster: Cluster, node_id: int | None = None, *, not_node: int | None = None) -> int:
@@ -354,6 +364,31 @@ def test_a_process_that_was_paused_does_not_answer_from_the_past() -> None:
         process.resume()
         assert await asked >= 2
         assert await written == 2
+
+    told(story)
+
+
+def test_the_end_of_the_log_is_not_told_from_the_past() -> None:
+    """A leader whose connections broke is succeeded before its session ends: its end of the log is not the end."""
+
+    async def story(cluster: Cluster) -> None:
+        await cluster.create_topic(TOPIC)
+        leader = await until_leader(cluster)
+        others = [node_id for node_id in (1, 2, 3) if node_id != leader]
+        await move_controller(cluster, others[0])
+        await until_isr(cluster, 1, 2, 3)
+        await publish(cluster, leader, "a")
+        for other in others:
+            cluster.network.cut(leader, other)
+            cluster.network.cut(other, leader)
+            cluster.network.break_links(leader, other)
+        successor = await until_leader(cluster, not_node=leader)
+        await publish(cluster, successor, "b")
+        assert cluster.node(leader).bus.session.session_valid, "or there is nothing to be seen"
+        partition = cluster.partition(leader, TOPIC)
+        told_end = await end_of(partition, leader, cluster)
+        assert told_end is None, f"{told_end}, though the successor has more"
+        assert await read(cluster, successor) == ["a", "b"]
 
     told(story)
 
