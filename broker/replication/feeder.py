@@ -503,6 +503,11 @@ class _FollowerLink:
         partition, source = feed.partition, feed.partition.local
         assert source is not None
         offset, end_offset = feed.next_offset, source.written_end_offset
+        if offset >= end_offset:
+            # No longer in memory, not written yet. Nothing waits between this look and the flag.
+            feed.queued = False
+            feed.waits_for_disk = True
+            return
         try:
             batches = await source.read_envelopes(
                 offset, end_offset=end_offset, max_bytes=self._share(lane, self._settings.response_bytes_max)
@@ -529,9 +534,6 @@ class _FollowerLink:
             fields: list[bytes] = []
             sent_bytes = self._add(fields, feed, batches)
             self._send(lane, fields, sent_bytes)
-        elif offset < end_offset:
-            feed.next_offset = end_offset  # compaction left nothing
         else:
-            feed.waits_for_disk = True  # no longer in memory, not written yet
-            return
+            feed.next_offset = end_offset  # compaction left nothing
         feed.wake()
