@@ -133,6 +133,8 @@ def _tell(found: "Inspection", accepted: "list[Loss] | None", output: Output) ->
     for database in found.databases:
         if database.problem and output is Output.TABLE:
             exits.say("postbus: " + " ".join(database.problem.split()))
+        elif database.rebuild is not None and output is Output.TABLE:
+            exits.say(f"postbus: {database.name} could not be written: {' '.join(database.rebuild.why.split())}")
 
 
 def _identity_text(found: "Inspection") -> str:
@@ -153,6 +155,9 @@ def _verdict(found: "Inspection") -> str:
         if found.identity is not None and found.identity.replicated:
             return "its node starts without what is lost here, and gets it from the others of its cluster"
         return "a node does not start on this"
+    rebuilt = [database.name for database in found.databases if database.rebuild is not None]
+    if rebuilt:
+        return f"the next start copies what can be read of {' and '.join(rebuilt)} into a new database, and goes on"
     if found.damage:
         return f"records in {len(found.damage):,} places cannot be read; a node starts, and serves the others"
     return "a node can start on this"
@@ -162,6 +167,8 @@ def _databases_table(found: "Inspection") -> Table:
     def state(database: "DatabaseReport") -> str:
         if database.problem:
             return "DAMAGED"
+        if database.rebuild is not None:
+            return "damaged; copied at the next start"
         if database.recovered_sequence is None:
             return "not looked into" if found.in_use else "empty"
         if database.damaged_tail:

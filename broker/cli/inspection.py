@@ -18,13 +18,16 @@ from broker.storage.durable_mark import read_mark
 from broker.storage.engine import MIB, Engine
 from broker.storage.errors import LogCorrupt, StorageError, StoreLocked
 from broker.storage.log_reader import Indexed, LogReader
-from broker.storage.log_state import STATE, LogState, key_log_id
+from broker.storage.log_state import STATE, LogState, key_log_id, log_key
+from broker.storage.rebuild import Request, requested
 from broker.storage.recovery import DatabaseSpec, Loss, accepted_losses, open_database
+from broker.storage.salvage import CHUNK_COUNT, Hole, readable
 from broker.storage.store import StorageSettings, database_specs
 
 READ_BYTES: Final = 8 * MIB
 DAMAGE_LISTED_MAX: Final = 1_000
 MISSING: Final = "there is no batch"
+NOTED: Final = "a node could not read on here; --verify tells how much"
 
 Progress = Callable[[int, int], None]
 
@@ -40,6 +43,8 @@ class DatabaseReport:
     recovered_sequence: int | None = None
     damaged_tail: bool = False
     problem: str = ""
+    rebuild: Request | None = None
+    """The next start replaces it by a copy of what can be read, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,8 @@ class Inspection:
     @property
     def healthy(self) -> bool:
         """A node would start on this, and nothing that was looked at is damaged."""
-        return not self.damage and not any(each.problem for each in self.databases)
+        asked = any(each.rebuild is not None and not each.rebuild.accepted for each in self.databases)
+        return not self.damage and not asked and not any(each.problem for each in self.databases)
 
 
 def inspect(path: Path, *, verify: bool, progress: Progress = lambda done, total: None) -> Inspection:
@@ -99,6 +105,7 @@ def inspect(path: Path, *, verify: bool, progress: Progress = lambda done, total
                 size_bytes=_size_bytes(path / name),
                 promised_sequence=None if mark is None else mark.sequence,
                 clean_stop=None if mark is None else mark.clean,
+                rebuild=requested(path / name),
             )
         )
     try:
@@ -118,6 +125,8 @@ def inspect(path: Path, *, verify: bool, progress: Progress = lambda done, total
             states = _look_at_logs(data, names, found)
             if verify:
                 _verify(data, states, found, progress)
+            else:
+                _tell_noted(states, found)
     return found
 
 
@@ -125,6 +134,12 @@ def _open(path: Path, spec: DatabaseSpec, report: DatabaseReport, stack: ExitSta
     if not expected and report.promised_sequence is None and not (path / spec.name / "CURRENT").exists():
         return None  # never used: opening would create it
     try:
+        if report.rebuild is not None:
+            # As it is: opened for writing it would begin to compact what is damaged.
+            engine = Engine.open_damaged(path / spec.name, spec.families)
+            stack.callback(engine.close)
+            report.recovered_sequence = engine.sequence()
+            return engine
         database = open_database(path, spec, expected=expected)
     except StorageError as error:
         report.problem = str(error)
@@ -154,7 +169,7 @@ def _names(meta: Engine | None, found: Inspection) -> dict[int, tuple[str, int]]
 def _look_at_logs(data: Engine, names: dict[int, tuple[str, int]], found: Inspection) -> dict[int, LogState]:
     states: dict[int, LogState] = {}
     try:
-        for key, value in data.scan(STATE, b"", b"\xff" * 9):
+        for key, value in _states(data, found):
             log_id, state = key_log_id(key), LogState.decode(value)
             topic, number = names.get(log_id, ("", log_id))
             states[log_id] = state
@@ -164,6 +179,23 @@ def _look_at_logs(data: Engine, names: dict[int, tuple[str, int]], found: Inspec
         found.databases[1].problem = f"the logs' state is damaged: {error}"
     found.logs.sort(key=lambda log: (log.topic, log.partition))
     return states
+
+
+def _states(data: Engine, found: Inspection) -> Iterator[tuple[bytes, bytes]]:
+    if found.databases[1].rebuild is None:
+        yield from data.scan(STATE, b"", b"\xff" * 9)
+        return
+    for entry in readable(data, STATE, log_key, 0, 2**64 - 1, at_once=CHUNK_COUNT):
+        if not isinstance(entry, Hole):
+            yield entry
+
+
+def _tell_noted(states: dict[int, LogState], found: Inspection) -> None:
+    """What nodes met and could not fill anew from another copy, so far."""
+    for log in found.logs:
+        state = states[log.log_id]
+        if state.damaged:
+            _damaged(found, log, state.damaged_offset, state.damaged_offset + 1, NOTED)
 
 
 def _verify(data: Engine, states: dict[int, LogState], found: Inspection, progress: Progress) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from broker.storage import rebuild
+
 
 def test_a_running_node_is_named_and_left_alone(start_broker: Callable[..., Any], tools: Callable[[Any], Any]) -> None:
     """Looking is fine; verifying needs the node to be stopped."""
@@ -64,6 +66,38 @@ def test_a_loss_is_told_and_accepted_only_when_asked(
     assert loss["recovered_sequence"] < loss["promised_sequence"]
     broker.start()
     assert bus.values("t") == []
+
+
+def test_what_the_next_start_will_do_is_told(start_broker: Callable[..., Any], tools: Callable[[Any], Any]) -> None:
+    """A database that could not be written is copied then; what could not be read stays on record."""
+    broker = start_broker()
+    cli, bus = tools(broker)
+    bus.create("t", 1)
+    for start in range(0, 30, 10):
+        bus.publish("t", [b"value-%d" % number for number in range(start, start + 10)])
+    broker.end(signal.SIGKILL)
+    look = ("doctor", "--data-dir", str(broker.data_dir))
+    assert cli(*look).code == 0
+    data = broker.data_dir / "data"
+    (table,) = (file for file in data.glob("*.sst") if b"value-15" in file.read_bytes())
+    _flip(table, b"value-15")
+    rebuild.request(data, "a compaction met damage")
+
+    done = cli(*look)
+    assert done.code == 1
+    assert "the next start copies what can be read of data" in done.out
+    assert "a compaction met damage" in done.err
+    assert cli(*look, "--verify").code == 1
+
+    broker.start()
+    broker.end(signal.SIGKILL)
+    done = cli(*look, "-o", "json")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert [each["rebuild"] for each in found["databases"]] == [None, None]
+    assert [(each["topic"], each["offset"]) for each in found["damage"]] == [("t", 0)]
+    (loss,) = found["losses"]
+    assert (broker.data_dir / loss["set_aside"] / "CURRENT").exists()
 
 
 def _flip(file: Path, at: bytes) -> None:

@@ -10,6 +10,8 @@ from test_disk import FATAL_EXIT_CODE, NO_ROOM, fsync_fails
 from values import first_values, publish, values
 from workload import Workload
 
+from broker.storage.data_dir import read_identity
+
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -131,6 +133,41 @@ async def test_a_bit_flipped_in_a_table_that_is_compacted(tmp_path: Path) -> Non
             await cluster.kill(victim)
             await node.start()
         await cluster.until_in_sync()
+        other = next(number for number in cluster.nodes if number != victim)
+        await cluster.kill(other)
+        work.fault(f"SIGKILL of node {other}")
+        await work.acknowledged(20)
+        await cluster.start()
+        await cluster.until_in_sync()
+
+    async with running(tmp_path) as cluster:
+        await Workload(cluster).run(trouble, faults=2)
+
+
+@pytest.mark.slow
+async def test_bits_flipped_in_the_metadata(tmp_path: Path) -> None:
+    """Votes may be forgotten: the node is another store, which learns before it votes, and can then be relied on."""
+
+    async def trouble(work: Workload) -> None:
+        cluster = work.cluster
+        victim = await cluster.controller()
+        node = cluster.nodes[victim]
+        for _ in range(2):  # a start after a kill turns the WAL into a table
+            await work.acknowledged(20)
+            await cluster.kill(victim)
+            await node.start()
+        before = read_identity(node.folder)
+        await cluster.kill(victim)
+        assert flip_tables(node.folder / "meta", "raft")
+        work.fault(f"bits flipped in the metadata of node {victim}")
+        await work.acknowledged(20)
+        await node.start()
+        await cluster.until_in_sync()
+        after = read_identity(node.folder)
+        assert before is not None
+        assert after is not None
+        assert before.store_id != after.store_id
+        # Its vote is needed now.
         other = next(number for number in cluster.nodes if number != victim)
         await cluster.kill(other)
         work.fault(f"SIGKILL of node {other}")
