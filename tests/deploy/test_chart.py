@@ -186,7 +186,8 @@ def test_records_outlive_the_release_and_so_does_the_cluster_id() -> None:
     spec = release.one("StatefulSet")["spec"]
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
     kept = release.one("ConfigMap", "postbus-cluster")
-    assert kept["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} and kept["immutable"] is True
+    annotations = kept["metadata"]["annotations"]
+    assert annotations == {"helm.sh/resource-policy": "keep", "postbus/voters": "3"} and kept["immutable"] is True
     others = [each for each in release.objects if each is not kept]
     assert not any("helm.sh/resource-policy" in (each["metadata"].get("annotations") or {}) for each in others)
 

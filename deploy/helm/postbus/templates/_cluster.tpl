@@ -4,25 +4,23 @@
 {{ include "postbus.fullname" . }}-cluster
 {{- end }}
 
-{{/* Id and voters as YAML: what an earlier install kept, or what this one decides. Refuses to change either. */}}
-{{- define "postbus.cluster" -}}
+{{/* The id that an earlier install kept, or that this one decides. Refuses to change it, and who founded the cluster. */}}
+{{- define "postbus.clusterId" -}}
 {{- $name := include "postbus.clusterConfigMap" . }}
-{{- $kept := (lookup "v1" "ConfigMap" .Release.Namespace $name).data | default dict }}
-{{- $id := index $kept "cluster-id" | default "" }}
+{{- $kept := lookup "v1" "ConfigMap" .Release.Namespace $name }}
+{{- $id := dig "data" "cluster-id" "" $kept }}
 {{- if and $id .Values.clusterId (ne $id .Values.clusterId) }}
 {{- fail (printf "clusterId is %s, but this release's nodes belong to cluster %s (ConfigMap %s): leave clusterId empty, or use another release name" .Values.clusterId $id $name) }}
 {{- end }}
-{{- with index $kept "voters" }}
-{{- if ne . (toString $.Values.voters) }}
-{{- fail (printf "voters is %v, but this cluster was founded with %s (ConfigMap %s): keep voters=%s; `postbus cluster add-voter` and `remove-voter` change who votes" $.Values.voters . $name .) }}
-{{- end }}
+{{- $voters := dig "metadata" "annotations" "postbus/voters" "" $kept }}
+{{- if and $voters (ne $voters (toString .Values.voters)) }}
+{{- fail (printf "voters is %v, but the cluster has %s (ConfigMap %s), and this value does not change who votes: `postbus cluster add-voter` and `remove-voter` do. Once nodes 1 to %v vote, say so: kubectl annotate configmap -n %s %s postbus/voters=%v --overwrite" .Values.voters $voters $name .Values.voters .Release.Namespace $name .Values.voters) }}
 {{- end }}
 {{- $id = $id | default .Values.clusterId }}
 {{- if and (not $id) .Release.IsUpgrade }}
 {{- fail (printf "ConfigMap %s, which holds the cluster's id, can't be seen: set clusterId to what `postbus cluster info` says (for a dry run, --dry-run=server looks it up)" $name) }}
 {{- end }}
-id: {{ $id | default uuidv4 | quote }}
-voters: {{ .Values.voters | quote }}
+{{- $id | default uuidv4 }}
 {{- end }}
 
 {{/* The nodes that found the cluster. Further ones find it through them. */}}
