@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from random import Random, SystemRandom
 from typing import Any, Final
 
@@ -237,7 +238,7 @@ class Node:
             has_room=lambda: self._store.committer.has_room,
             wait_for_room=self._store.wait_for_room,
             init_producer=bus.init_producer,
-            answered=lambda code, seconds: self.metrics.request("PublisherService/PublishStream", code, seconds),
+            answered=partial(self.metrics.request, "PublisherService/PublishStream"),
             refused=lambda code, reason: self.metrics.request_failed("PublisherService/PublishStream", code, reason),
             clock=clock,
             settings=PublisherSettings(

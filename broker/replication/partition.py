@@ -13,7 +13,7 @@ import asyncio
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from postbus.v1 import publisher_pb2
@@ -55,9 +55,8 @@ class Role(enum.Enum):
     """It has no replica."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Where the records of one request are in one partition."""
+class Published(NamedTuple):
+    """Where the records of one request are in one partition. A tuple for speed."""
 
     partition: int
     base_offset: int

@@ -6,8 +6,7 @@ the record limit, or mentions the reserved header prefix: the C parser looks at 
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 from postbus.v1 import record_pb2
@@ -26,8 +25,7 @@ ZSTD: Final = stored_records.ZSTD
 SNAPPY: Final = stored_records.SNAPPY
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
+class BatchLimits(NamedTuple):
     """What a batch may be. Bytes are counted uncompressed."""
 
     record_bytes_max: int
@@ -36,16 +34,14 @@ class BatchLimits:
     keys_required: bool = False  # the topic is compacted: a record without a key would stay for ever
 
 
-@dataclass(frozen=True, slots=True)
-class BatchFacts:
-    """What validation learned. `codec` is 0 for plain records."""
+class BatchFacts(NamedTuple):
+    """What validation learned. `codec` is 0 for plain records. A tuple for speed."""
 
     record_count: int
     codec: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchPart:
+class BatchPart(NamedTuple):
     """The records of a batch that go to one partition; `record_indexes` is empty when that is all of them."""
 
     partition: int

@@ -36,6 +36,8 @@ def place(partition: Partition, new: NewBatch, *, end_offset: int | None) -> lis
 
     end_offset: where the log has to end; None: wherever.
     """
+    if not (new.producer_id or new.request_id) and end_offset is None:
+        return [partition.append(new)]  # with nothing to look at before, but what `append` looks at
     error = partition.writable_error()
     if error is not None:
         raise error

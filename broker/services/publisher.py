@@ -421,15 +421,16 @@ class _PublishStream:
         pending.deadline = pending.received + timeout_s
         if not view.HasField("publish"):
             raise errors.invalid_field("publish", "is required")
-        pending.topic = view.publish.topic
-        if view.publish.HasField("partition"):
-            pending.partition = view.publish.partition
+        publish = view.publish
+        pending.topic = publish.topic
+        if publish.HasField("partition"):
+            pending.partition = publish.partition
         try:
-            prepared = self._publishing.prepare(view.publish)
+            prepared = self._publishing.prepare(publish)
         except PostbusError as refusal:
             if may_pass(refusal):
-                self._refuse_after_failure(view.publish)
-            prepared = await self._service.prepare_again(view.publish, refusal)
+                self._refuse_after_failure(publish)
+            prepared = await self._service.prepare_again(publish, refusal)
         pending.acks = prepared.view.acks
         if self._ending:
             raise errors.draining()

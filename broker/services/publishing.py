@@ -241,10 +241,11 @@ def _refuse_unknown(view: view_pb2.PublishRequestView) -> None:
 def _check_options(view: view_pb2.PublishRequestView, topic: PartitionedTopic) -> None:
     if not 0 <= view.acks <= publisher_pb2.ACKS_NONE:
         raise errors.unknown_field(f"acks = {view.acks}")
-    if len(view.request_id.encode()) > REQUEST_ID_BYTES_MAX:
+    request_id = view.request_id
+    if request_id and len(request_id.encode()) > REQUEST_ID_BYTES_MAX:
         raise errors.too_large(
             "request_id",
-            f"has {len(view.request_id.encode())} bytes, at most {REQUEST_ID_BYTES_MAX} are allowed",
+            f"has {len(request_id.encode())} bytes, at most {REQUEST_ID_BYTES_MAX} are allowed",
             limit=REQUEST_ID_BYTES_MAX,
         )
     has_partition = view.HasField("partition")
@@ -303,14 +304,15 @@ def fill(answer: publisher_pb2.PublishResponse, published: list[Published]) -> N
     """The same, in a message that is there already: a copy costs as much as the rest."""
     for part in published:
         placed = answer.ranges.add(
-            partition=part.partition,
-            base_offset=part.base_offset,
-            record_count=part.record_count,
-            record_indexes=part.record_indexes,
-            duplicate=part.duplicate,
+            partition=part.partition, base_offset=part.base_offset, record_count=part.record_count
         )
-        placed.append_time.seconds, micros = divmod(part.append_time_us, 1_000_000)
-        placed.append_time.nanos = micros * 1000
+        if part.record_indexes:
+            placed.record_indexes.extend(part.record_indexes)
+        if part.duplicate:
+            placed.duplicate = True
+        append_time = placed.append_time
+        append_time.seconds, micros = divmod(part.append_time_us, 1_000_000)
+        append_time.nanos = micros * 1000
 
 
 def timestamp(time_us: int) -> Timestamp:

@@ -91,10 +91,10 @@ class RequestIdTable:
         """A batch was appended, with or without an id; append times never fall."""
         now_us = self._now_us
         if self._append_time_us is not None:
-            gap_us = min(append_time_us - self._append_time_us, GAP_US_MAX)
-            leap_us = max(0, gap_us - (now_us - self._passed_us))
-            self._ahead_us += leap_us
-            now_us += leap_us
+            leap_us = min(append_time_us - self._append_time_us, GAP_US_MAX) - (now_us - self._passed_us)
+            if leap_us > 0:
+                self._ahead_us += leap_us
+                now_us += leap_us
         self._passed_us, self._append_time_us = now_us, append_time_us
 
     def add(self, request_id: bytes, part: RequestPart) -> None:

@@ -22,7 +22,7 @@ class Tail:
     def __init__(self, *, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.size_bytes = 0
-        self._order: deque[tuple[LogTail, int]] = deque()
+        self._order: deque[LogTail] = deque()  # one entry a batch
 
     def of_log(self) -> "LogTail":
         """An empty tail for one log."""
@@ -31,12 +31,11 @@ class Tail:
     def added(self, log_tail: "LogTail", size_bytes: int) -> None:
         """Counts a batch, and evicts what no longer fits."""
         self.size_bytes += size_bytes
-        self._order.append((log_tail, size_bytes))
+        self._order.append(log_tail)
         while self.size_bytes > self.bytes_max:
-            oldest, oldest_bytes = self._order.popleft()
+            oldest = self._order.popleft()
             if not oldest.closed:  # a closed one was subtracted as a whole
-                oldest.evict_first()
-                self.size_bytes -= oldest_bytes
+                self.size_bytes -= oldest.evict_first()
 
 
 class LogTail:
@@ -81,11 +80,12 @@ class LogTail:
             found.append(batch)
         return found
 
-    def evict_first(self) -> None:
-        """Forgets the oldest batch."""
+    def evict_first(self) -> int:
+        """Forgets the oldest batch; returns what it counted for."""
         oldest = self._batches[self._head]
         assert oldest is not None
-        self.size_bytes -= len(oldest.envelope) + BATCH_OVERHEAD_BYTES
+        size_bytes = len(oldest.envelope) + BATCH_OVERHEAD_BYTES
+        self.size_bytes -= size_bytes
         self._batches[self._head] = None
         self._head += 1
         # Deleting from a list's front moves the rest: do it seldom, when at least half is gone.
@@ -93,6 +93,7 @@ class LogTail:
             del self._batches[: self._head]
             del self._base_offsets[: self._head]
             self._head = 0
+        return size_bytes
 
     def cut(self, end_offset: int) -> "LogTail":
         """A tail with the batches below end_offset, in place of this one."""
