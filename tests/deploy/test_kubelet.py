@@ -4,17 +4,21 @@ What these promise is what the live run relies on: a mistake here would let a ch
 """
 
 import os
+import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent / "live"))
 
 from container import Bind, Process, script
-from names import hosts_file
+from names import answer, records, resolv_conf
 from pod_spec import (
     Image,
     NotYet,
@@ -214,31 +218,68 @@ def pod(name: str, address: str, *, ready: bool = True, going: bool = False, **m
     }
 
 
-def resolved(text: str, name: str) -> list[str]:
-    return [line.split()[0] for line in text.splitlines() if name in line.split()[1:]]
-
-
 def test_a_headless_service_names_pods_that_are_not_ready() -> None:
     """Peers must find each other before anybody is ready; clients must not be sent there."""
     services = [service("bus"), service("bus-headless", clusterIP="None", publishNotReadyAddresses=True)]
     pods = [pod("bus-1", "127.70.0.3"), pod("bus-2", "127.70.0.4", ready=False), pod("bus-3", "127.70.0.5", going=True)]
-    text = hosts_file(services, pods, namespace="shop")
-    assert resolved(text, "bus-2.bus-headless.shop.svc.cluster.local") == ["127.70.0.4"]
-    assert resolved(text, "bus-3.bus-headless.shop.svc.cluster.local") == ["127.70.0.5"]
-    assert resolved(text, "bus.shop.svc.cluster.local") == ["127.70.0.3"]
-    assert resolved(text, "bus") == ["127.70.0.3"]
-    assert resolved(text, "localhost") == ["127.0.0.1"]
+    known = records(services, pods)
+    assert known["bus-2.bus-headless.shop.svc.cluster.local"] == ["127.70.0.4"]
+    assert known["bus-3.bus-headless.shop.svc.cluster.local"] == ["127.70.0.5"]
+    assert known["bus-headless.shop.svc.cluster.local"] == ["127.70.0.3", "127.70.0.4", "127.70.0.5"]
+    assert known["bus.shop.svc.cluster.local"] == ["127.70.0.3"]
 
 
 def test_names_end_at_the_namespace_the_selector_and_the_pods_end() -> None:
-    """Another namespace needs the longer name; what ran to its end has no address."""
+    """What ran to its end has no address; who does not match has no part."""
     done = pod("bus-9", "127.70.0.9")
     done["status"]["phase"] = "Succeeded"
     other = pod("web-1", "127.70.0.8", labels={"app": "web"})
-    text = hosts_file([service("bus")], [pod("bus-1", "127.70.0.3"), done, other], namespace="elsewhere")
-    assert resolved(text, "bus") == []
-    assert resolved(text, "bus.shop") == ["127.70.0.3"]
-    assert "127.70.0.9" not in text and "127.70.0.8" not in text
+    elsewhere = pod("bus-1", "127.70.0.7", namespace="else")
+    known = records([service("bus")], [pod("bus-1", "127.70.0.3"), done, other, elsewhere])
+    assert known == {"bus.shop.svc.cluster.local": ["127.70.0.3"]}
+
+
+def question(name: str, kind: int = 1) -> bytes:
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return struct.pack("!HHHHHH", 77, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+
+
+KNOWN = {"bus.shop.svc.cluster.local": ["127.70.0.3", "127.70.0.4"]}
+
+
+def said(query: bytes, turn: int = 0) -> tuple[int, int, list[str]]:
+    """Number, code and addresses of the answer."""
+    reply = answer(query, KNOWN, turn=turn)
+    assert reply is not None and reply[12 : 12 + len(query) - 12] == query[12:]
+    number, flags, _, count, *_ = struct.unpack_from("!HHHHHH", reply)
+    assert flags & 0x8100 == 0x8100
+    tail = reply[len(query) :]
+    assert len(tail) == 16 * count
+    return number, flags & 15, [".".join(map(str, tail[at + 12 : at + 16])) for at in range(0, len(tail), 16)]
+
+
+def test_known_names_are_answered_by_turns() -> None:
+    """In whatever case they are asked for, all addresses, another one first each time."""
+    assert said(question("bus.shop.svc.cluster.local")) == (77, 0, ["127.70.0.3", "127.70.0.4"])
+    assert said(question("BUS.shop.svc.cluster.local"), turn=3) == (77, 0, ["127.70.0.4", "127.70.0.3"])
+
+
+def test_what_is_not_there_is_said_so() -> None:
+    """An unknown name does not exist; a known one has no IPv6 address, which is another answer."""
+    assert said(question("nobody.shop.svc.cluster.local")) == (77, 3, [])
+    assert said(question("bus.shop.svc.cluster.local", kind=28)) == (77, 0, [])
+
+
+@given(st.binary(max_size=80))
+def test_no_packet_breaks_the_nameserver(packet: bytes) -> None:
+    """It answers, or keeps quiet."""
+    reply = answer(packet, KNOWN)
+    assert reply is None or reply[:2] == packet[:2]
+
+
+def test_short_names_are_searched_in_their_namespace() -> None:
+    """As in a real pod."""
+    assert "search shop.svc.cluster.local svc.cluster.local" in resolv_conf("127.70.0.1", "shop")
 
 
 # --- status ---
@@ -342,3 +383,35 @@ async def test_commands_run_in_a_containers_place_within_their_time(tmp_path: Pa
     assert not await process.execute(["sleep", "60"], environment, 0.05)
     process.kill()
     assert await process.wait() == 128 + 9
+
+
+@needs_root
+async def test_a_container_reaches_its_programs_behind_closed_folders() -> None:
+    """An interpreter in somebody's home is there for the container's user; what else is there is not."""
+    if not can_mount():
+        pytest.skip("this machine allows no mounts")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
+        await reach(Path(folder))
+
+
+async def reach(tmp_path: Path) -> None:
+    """In a folder that is open itself."""
+    home = tmp_path / "home"
+    (home / "python/bin").mkdir(parents=True)
+    (home / "python/bin/hello").write_text("#!/bin/sh\necho hello\n")
+    (home / "python/bin/hello").chmod(0o755)
+    (home / "secret").write_text("")
+    (tmp_path / "scratch").mkdir()
+    home.chmod(0o700)
+    text = script(
+        ["sh", "-c", "hello; id -u; ls $HOME_OF | wc -l"],
+        {"PATH": f"{tmp_path}/home/python/bin:/usr/bin:/bin", "HOME_OF": f"{tmp_path}/home"},
+        [],
+        scratch=tmp_path / "scratch",
+        user=(10001, 10001),
+        shown=[f"{tmp_path}/home/python"],
+    )
+    process = await Process.start(text, tmp_path / "log")
+    code = await process.wait()
+    assert (code, (tmp_path / "log").read_text().split()) == (0, ["hello", "10001", "1"])

@@ -33,11 +33,15 @@ def script(
     folder: str = "/",
     user: tuple[int, int] | None = None,
     read_only_root: bool = False,
+    shown: Iterable[str] = (),
 ) -> str:
-    """What the shell does in the new mount namespace; it becomes the container's process. scratch: an empty folder."""
+    """What the shell does in the new mount namespace; it becomes the container's process.
+
+    scratch: an empty folder. shown: folders that have to be readable, even where those above them are closed to others.
+    """
     binds = list(binds)
     quoted_scratch = shlex.quote(str(scratch))
-    lines = ["set -e", f"mount -t tmpfs tmpfs {quoted_scratch}"]
+    lines = ["set -e", f"mount -t tmpfs tmpfs {quoted_scratch}", *_show(shown, scratch)]
     rooms: list[str] = []
     for bind in binds:
         for room in _missing_in(bind.target, [*(one.target for one in binds), *rooms]):
@@ -69,6 +73,24 @@ def script(
     variables = [f"{name}={value}" for name, value in environment.items()]
     lines.append("exec " + shlex.join([*rights, "env", "-i", *variables, *command]))
     return "\n".join(lines)
+
+
+def _show(folders: Iterable[str], scratch: Path) -> list[str]:
+    """In place of a closed folder, one that has nothing but the way to what is to be seen."""
+    hidden = {folder: closed for folder in folders if (closed := _closed_above(folder))}
+    aside = {folder: shlex.quote(f"{scratch}/shown-{number}") for number, folder in enumerate(hidden)}
+    lines = [f"mkdir {place} && mount --bind {shlex.quote(folder)} {place}" for folder, place in aside.items()]
+    lines += [f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(closed)}" for closed in sorted(set(hidden.values()))]
+    for folder, place in aside.items():
+        target = shlex.quote(folder)
+        lines.append(f"mkdir -p {target} && mount --bind {place} {target}")
+    return lines
+
+
+def _closed_above(folder: str) -> str:
+    """The outermost folder on the way that only its owner may pass; empty: none."""
+    above = [str(parent) for parent in reversed(Path(folder).parents)]
+    return next((parent for parent in above if not os.stat(parent).st_mode & 0o001), "")
 
 
 def _missing_in(target: str, made: Iterable[str]) -> list[str]:

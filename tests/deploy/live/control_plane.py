@@ -9,7 +9,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -21,7 +20,7 @@ from api import Api
 
 TOKEN = "live-run"
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 3.0  # the API server would wait a minute for its watches to end
 NODE_GRACE_S = 8
 EVICTION_S = 5
 COMMANDS = ("etcd", "kubectl", "openssl", "unshare", "nsenter", "setpriv", "mount")
@@ -119,12 +118,11 @@ def running(programs: Path, folder: Path) -> Iterator[ControlPlane]:
         api = Api(url, TOKEN)
         yield ControlPlane(folder, api, kubeconfig, api.version(), time.monotonic() - begin)
     finally:
-        for name, process in reversed(processes):
+        for _, process in reversed(processes):
             process.terminate()
             try:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                print(f"{name} did not stop, and is killed", file=sys.stderr)
                 process.kill()
                 process.wait()
         shutil.rmtree(memory, ignore_errors=True)

@@ -63,5 +63,5 @@ def make(folder: Path, *, version: str, revision: str = "") -> Image:
             "POSTBUS_DATA_DIR": "/var/lib/postbus",
             "POSTBUS_LOG_FORMAT": "json",
         },
-        folder="/",
+        shown=(sys.base_prefix, sys.prefix),
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from container import Bind, Process, script
+from container import Process, script
 from history import Acknowledged, Event, Outcome, Place, Polled, Positioned, Sent
 from machine import Machine
 
@@ -64,10 +64,7 @@ class Load:
         """Starts something that resolves names as the pods do."""
         scratch = self._folder / "scratch"
         scratch.mkdir(exist_ok=True)
-        binds = [
-            Bind(self._machine.resolv_conf, "/etc/resolv.conf"),
-            Bind(self._machine.hosts(self._namespace), "/etc/hosts"),
-        ]
+        binds = self._machine.name_files(self._namespace)
         environment = {"PATH": os.environ["PATH"], "POSTBUS_ADDRESS": self._address, "COLUMNS": "200"}
         return await Process.start(script(command, environment, binds, scratch=scratch), log)
 

@@ -1,11 +1,13 @@
 """What all nodes of a run share: images, addresses, the folder of the run, names, and the log of what happened.
 
-Owns the hosts files, which follow Services and pods as the cluster's DNS would, and the run's notes with their times
-on the clock that all processes of the machine share.
+Owns the nameserver, which follows Services and pods as the cluster's DNS does, and the run's notes with their times on
+the clock that all processes of the machine share.
 """
 
 import asyncio
+import ipaddress
 import itertools
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,12 @@ from typing import Any
 
 import names
 from api import Api
+from container import Bind
 from pod_spec import Image, Unsupported
 
 Object = dict[str, Any]
 
-# Every run's pods begin here; addresses are never used twice, so that each restart of a pod has another one.
-FIRST_ADDRESS = (127 << 24) + (70 << 16) + 2
-RESOLV_CONF = "nameserver 127.70.0.1\noptions timeout:1 attempts:1\n"  # nobody there: what is not in hosts, is not
+NETWORKS = range(70, 100)  # 127.70.0.0 and so on: each run has one for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,16 @@ class Machine:
         self.notes: list[Note] = []
         self.pods: dict[str, Object] = {}
         self._services: dict[str, Object] = {}
-        self._numbers = itertools.count()
-        self._resolv = folder / "resolv.conf"
-        for name in ("hosts", "pods", "logs", "volumes"):
+        self.names: dict[str, list[str]] = {}
+        self._socket = _free_network()
+        self.nameserver: str = self._socket.getsockname()[0]
+        # Never used twice, so that each restart of a pod has another one.
+        self._addresses = iter(ipaddress.ip_network(f"{self.nameserver}/16", strict=False).hosts())
+        next(self._addresses)
+        for name in ("names", "pods", "logs", "volumes"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self._resolv.write_text(RESOLV_CONF)
+        self._hosts = folder / "hosts"
+        self._hosts.write_text("127.0.0.1 localhost\n")
 
     def note(self, pod: str, what: str, detail: str = "") -> None:
         """Now."""
@@ -54,8 +60,7 @@ class Machine:
 
     def address(self) -> str:
         """One that no pod had."""
-        value = FIRST_ADDRESS + next(self._numbers)
-        return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
+        return str(next(self._addresses))
 
     def image(self, name: str) -> Image:
         """By the name in a pod's spec."""
@@ -63,42 +68,58 @@ class Machine:
             raise Unsupported(f"no image {name}; there are {sorted(self.images)}")
         return self.images[name]
 
-    def hosts(self, namespace: str) -> Path:
-        """The hosts file of a namespace, which goes on being kept up to date."""
-        path = self.folder / "hosts" / namespace
-        if not path.exists():
-            self._write(path)
-        return path
-
-    @property
-    def resolv_conf(self) -> Path:
-        return self._resolv
+    def name_files(self, namespace: str) -> list[Bind]:
+        """What makes names resolve in a container of this namespace."""
+        path = self.folder / "names" / namespace
+        path.write_text(names.resolv_conf(self.nameserver, namespace))
+        return [Bind(path, "/etc/resolv.conf"), Bind(self._hosts, "/etc/hosts")]
 
     async def keep_names(self) -> None:
-        """For ever."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow_services())
-            tasks.create_task(self._follow_pods())
+        """Answers for ever."""
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: _Nameserver(self), sock=self._socket
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_services())
+                tasks.create_task(self._follow_pods())
+        finally:
+            transport.close()
 
     async def _follow_services(self) -> None:
         async for services in self.api.follow("/api/v1/services"):
             self._services = services
-            self._write_all()
+            self.names = names.records(services.values(), self.pods.values())
 
     async def _follow_pods(self) -> None:
         async for pods in self.api.follow("/api/v1/pods"):
             self.pods = pods
-            self._write_all()
+            self.names = names.records(self._services.values(), pods.values())
 
-    def _write_all(self) -> None:
-        for path in (self.folder / "hosts").iterdir():
-            self._write(path)
 
-    def _write(self, path: Path) -> None:
-        text = names.hosts_file(self._services.values(), self.pods.values(), namespace=path.name).encode()
-        if path.exists() and path.read_bytes() == text:
-            return
-        # In place, because it is mounted, and never empty in between: first over what was there, then cut.
-        with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
-            file.write(text)
-            file.truncate()
+class _Nameserver(asyncio.DatagramProtocol):
+    """DNS over UDP; all answers are small."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._turns = itertools.count()
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        if (said := names.answer(data, self._machine.names, turn=next(self._turns))) is not None:
+            self._transport.sendto(said, addr)
+
+
+def _free_network() -> socket.socket:
+    """Port 53 of the first address of a network that no other run has."""
+    for number in NETWORKS:
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            one.bind((f"127.{number}.0.1", 53))
+            return one
+        except OSError:
+            one.close()
+    raise OSError("port 53 can't be had on any of 127.70.0.1 to 127.99.0.1")

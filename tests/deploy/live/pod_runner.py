@@ -201,10 +201,7 @@ class PodRunner:
         variables = pod_spec.environment(spec, pod, found, image, pod_ip=self.ip, host_ip=self._host_ip)
         scratch = self._folder / f"{spec['name']}-scratch"
         scratch.mkdir(exist_ok=True)
-        binds = [
-            Bind(self._machine.resolv_conf, "/etc/resolv.conf"),
-            Bind(self._machine.hosts(self.namespace), "/etc/hosts"),
-        ]
+        binds = self._machine.name_files(self.namespace)
         for mount in pod_spec.mounts(spec):
             source = self._volumes[mount.volume]
             binds.append(Bind(source / mount.source if mount.source else source, mount.target, mount.read_only))
@@ -217,6 +214,7 @@ class PodRunner:
             folder=spec.get("workingDir", image.folder),
             user=pod_spec.user_of(pod, spec) if os.geteuid() == 0 else None,
             read_only_root=spec.get("securityContext", {}).get("readOnlyRootFilesystem", False),
+            shown=image.shown,
         )
         log = self._machine.folder / "logs" / f"{self.namespace}_{self.name}_{spec['name']}.log"
         one.environment = variables

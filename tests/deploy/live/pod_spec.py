@@ -27,13 +27,14 @@ class NotYet(Exception):  # noqa: N818 - named for what it says
 class Image:
     """What a container image would bring along.
 
-    path: folders with its programs, in front of the machine's.
+    path: folders with its programs, in front of the machine's. shown: folders that its programs need.
     """
 
     entrypoint: tuple[str, ...]
     path: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: str = "/"
+    shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
