@@ -31,6 +31,7 @@ class BrokerProcess:
         self.folder = folder
         self.port = free_port()
         self.environment = dict(environment or {})
+        self.launcher: tuple[str, ...] = ()  # a command that runs the one after it
         self.ready = asyncio.Event()
         self.starts: list[dict[str, Any]] = []
         self._process: asyncio.subprocess.Process | None = None
@@ -69,6 +70,7 @@ class BrokerProcess:
         if "POSTBUS_HTTP_PORT" not in self.environment:
             command += ["--http-port", "off"]
         self._process = await asyncio.create_subprocess_exec(
+            *self.launcher,
             sys.executable,
             "-m",
             "broker.cli.main",

@@ -2,10 +2,11 @@
 
 import socket
 
+import grpc
 import pytest
 from fake_broker import FakeBroker, PostbusError, Reason
 from postbus import Client, ConnectionFailed, errors
-from postbus.connection import parse_addresses
+from postbus.connection import Connections, parse_addresses
 
 
 def free_port() -> int:
@@ -114,3 +115,30 @@ async def test_a_final_answer_is_not_repeated(broker: FakeBroker, client: Client
     with pytest.raises(errors.TopicNotFound):
         await client.append("single", [b"x"], partition=0)
     assert calls == 1
+
+
+async def test_a_channel_that_fails_is_made_anew(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else gRPC goes on for half a minute to where a name led before; one that works is left alone."""
+    monkeypatch.setattr("postbus.connection.RENEWAL_INTERVAL", 0.0)
+    dead = f"127.0.0.1:{free_port()}"
+    connections = Connections([dead, broker.address])
+    failing, working = connections.channel(dead), connections.channel(broker.address)
+    assert connections.channel(dead) is failing  # it has not failed yet
+    await connections.connect(timeout=5)
+    while failing.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+        await failing.wait_for_state_change(failing.get_state())
+    assert connections.channel(dead) is not failing
+    assert connections.channel(broker.address) is working
+    await connections.close()
+    assert failing.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+
+
+async def test_not_more_than_one_channel_a_second_is_made() -> None:
+    """However often somebody asks for an address where nobody listens."""
+    dead = f"127.0.0.1:{free_port()}"
+    connections = Connections([dead])
+    failing = connections.channel()
+    with pytest.raises(ConnectionFailed):
+        await connections.connect(timeout=0.3)
+    assert connections.channel() is failing
+    await connections.close()

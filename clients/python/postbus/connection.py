@@ -24,6 +24,7 @@ MESSAGE_BYTES_MAX: Final = 32 * 1024 * 1024
 RETRY_DELAY_MIN: Final = 0.05
 RETRY_DELAY_MAX: Final = 2.0
 MOVING_DELAY: Final = 0.5
+RENEWAL_INTERVAL: Final = 1.0
 
 CHANNEL_OPTIONS: Final[Mapping[str, int]] = {
     "grpc.max_receive_message_length": MESSAGE_BYTES_MAX,
@@ -97,6 +98,8 @@ class Connections:
         self._credentials = credentials
         self._options = [*{**CHANNEL_OPTIONS, **(options or {})}.items()]
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._made: dict[str, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         # Of other nodes that answered: for when those that were given do not.
         self.learned: tuple[str, ...] = ()
         self._address = self.addresses[0]
@@ -125,13 +128,32 @@ class Connections:
             raise errors.Closed("the client is closed")
         address = address or self.address
         channel = self._channels.get(address)
+        if channel is not None and self._is_stale(address, channel):
+            self._part_with(channel)
+            channel = None
         if channel is None:
+            self._made[address] = time.monotonic()
             if self._credentials is None:
                 channel = grpc.aio.insecure_channel(address, options=self._options)
             else:
                 channel = grpc.aio.secure_channel(address, self._credentials, options=self._options)
             self._channels[address] = channel
         return channel
+
+    def _is_stale(self, address: str, channel: grpc.aio.Channel) -> bool:
+        """A channel that fails asks for its name's address again after half a minute, or two; a new one does at once.
+
+        Where a node is another address after each start, all channels would else lead to where nodes were.
+        """
+        return (
+            time.monotonic() - self._made[address] >= RENEWAL_INTERVAL
+            and channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        )
+
+    def _part_with(self, channel: grpc.aio.Channel) -> None:
+        closing = asyncio.get_running_loop().create_task(channel.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     def server_stream(
         self, method: str, request: Message, response: Callable[[bytes], ResponseT]
@@ -243,3 +265,5 @@ class Connections:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
+        if self._closing:
+            await asyncio.wait(self._closing)
