@@ -313,6 +313,7 @@ class Bus:
         try:
             async with asyncio.timeout(self.settings.hand_over_s):
                 led = [partition for partition in self._led() if partition.has_followers]
+                self.coordinators.flush()  # what they have decided is appended before nothing is any more
                 for partition in led:
                     partition.pause()
                 with contextlib.suppress(TimeoutError):  # the next leader commits what is not committed now
@@ -395,7 +396,9 @@ class Bus:
         return topic.partitions if topic is not None else []
 
     def _led(self) -> list[Partition]:
-        return [partition for topic in self.partitions for partition in topic.partitions if partition.leading]
+        """Those of the broker's own topics, too."""
+        topics = self.partitions.every_topic()
+        return [partition for topic in topics for partition in topic.partitions if partition.leading]
 
     def _is_gone(self, node_id: int) -> bool:
         node = self.state.nodes.get(node_id)

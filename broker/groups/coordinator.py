@@ -75,6 +75,10 @@ class GroupCoordinator:
         """Loads the groups. Call once, when the topics are known. Raises StorageError, GroupLogError, NO_LEADER."""
         await self._driver.start()
 
+    def flush(self) -> None:
+        """What was decided is handed to the log, now."""
+        self._driver.journal.flush()
+
     def stop(self) -> list[asyncio.Task[None]]:
         """Calls that wait and later ones are UNAVAILABLE; returns tasks that are about to end.
 

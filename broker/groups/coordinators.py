@@ -105,6 +105,11 @@ class Coordinators:
         while any(followed.coordinator is not None and not followed.loaded for followed in self._followed):
             await self.changed(LOAD_RETRY_S)
 
+    def flush(self) -> None:
+        """What was decided here so far is appended, not in a moment."""
+        for coordinator in self._served():
+            coordinator.flush()
+
     async def close(self) -> None:
         """Ends all; callers that wait are UNAVAILABLE."""
         self._closed = True

@@ -196,6 +196,11 @@ class Journal:
         elif not self._closed:
             self._callbacks.append((self._next_offset, callback))
 
+    def flush(self) -> None:
+        """Appends what was written, now."""
+        if self._retry is None:
+            self._flush()
+
     def close(self) -> None:
         """Appends what waits, if this node still leads; answers that still wait are UNAVAILABLE, outcome unknown."""
         if self._closed:
