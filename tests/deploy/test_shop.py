@@ -6,6 +6,7 @@ Its services run as processes of this machine, with the commands and the environ
 import asyncio
 import itertools
 import json
+import re
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ from shop_programs import (
     request,
 )
 
+from broker.errors import PostbusError
 from broker.services.scaler_trigger import parse_trigger
 
 pytestmark = pytest.mark.timeout(900)  # a machine's first Go build takes minutes
@@ -92,9 +94,12 @@ def test_selectors_ports_and_probes_fit(name: str) -> None:
     assert environment(container)["SHOP_LISTEN"] == f"0.0.0.0:{port['containerPort']}"
     for kind in ("livenessProbe", "readinessProbe"):
         assert container[kind]["httpGet"]["port"] == port["name"]
-    for service in (each for each in manifests(name) if each["kind"] == "Service"):
-        assert service["spec"]["selector"] == labels
-        assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    for each in manifests(name):
+        if each["kind"] == "Service":
+            assert each["spec"]["selector"] == labels
+            assert each["spec"]["ports"][0]["targetPort"] == port["name"]
+        if each["kind"] == "PodDisruptionBudget":
+            assert each["spec"]["selector"]["matchLabels"] == labels
 
 
 @pytest.mark.parametrize("scaled", manifests("scaledobject"), ids=lambda each: each["metadata"]["name"])
@@ -110,14 +115,33 @@ def test_triggers_are_what_the_bus_takes(scaled: dict[str, Any]) -> None:
     assert scaled["spec"]["minReplicaCount"] <= scaled["spec"]["maxReplicaCount"]
 
 
+def test_hadolint_finds_nothing() -> None:
+    subprocess.run([tool("hadolint"), str(SHOP / "Containerfile")], check=True, timeout=60)
+
+
+def test_every_key_of_a_trigger_is_documented() -> None:
+    """And no other, with the default that holds."""
+    text = (ROOT / "deploy/README.md").read_text().partition("## Autoscaling")[2].partition("\n## ")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+    for key in table:
+        with pytest.raises(PostbusError, match=rf"scalerMetadata\.{key}: '/' "):
+            parse_trigger({"group": "g", key: "/"})
+    with pytest.raises(PostbusError) as refused:
+        parse_trigger({"group": "g", "other": ""})
+    assert set(re.findall(r"\b[a-z]+[A-Z]?\w*", refused.value.message)) >= table.keys()
+    defaults = {key: value.strip("`") for key, value in table.items() if value.startswith("`") or value.isdecimal()}
+    assert parse_trigger({"group": "g"} | defaults) == parse_trigger({"group": "g"})
+    assert len(table) == 7
+
+
 def test_images_are_built_for_every_program() -> None:
     """Each image that a manifest names and this folder builds has a target whose programs it runs."""
     built = (SHOP / "Containerfile").read_text()
     scripts = (ROOT / "clients/python/examples/shop/pyproject.toml").read_text()
     for name, image in (("orders", "postbus-shop"), ("billing", "postbus-shop"), ("shipping", "postbus-shop-shipping")):
         (container,) = containers(deployment(name))
-        assert container["image"] == image
-        assert f"-t {image} ." in built
+        assert container["image"] == f"{image}:0.1.0"
+        assert f"-t {container['image']} ." in built
         assert f'{container["command"][0]} = "' in scripts or f"-o /{container['command'][0]} ." in built
 
 
