@@ -4,6 +4,7 @@ Helm asks an API server that holds nothing but the one ConfigMap in question, as
 """
 
 import contextlib
+import copy
 import json
 import subprocess
 import threading
@@ -73,7 +74,7 @@ def rendered(config_map: dict[str, Any] | None, *arguments: str, **values: Any) 
 @pytest.fixture
 def kept() -> dict[str, Any]:
     """What an install with three voters left."""
-    return render({"clusterId": "the-first"}).one("ConfigMap", "postbus-cluster")
+    return copy.deepcopy(render({"clusterId": "the-first"}).one("ConfigMap", "postbus-cluster"))
 
 
 def cluster_id(done: "subprocess.CompletedProcess[str]") -> str:
