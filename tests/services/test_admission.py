@@ -64,6 +64,7 @@ STREAM = "/postbus.v1.PublisherService/PublishStream"
         ("/postbus.v1.SubscriberService/Fetch", "fetch_calls_max"),
         ("/postbus.v1.GroupService/Heartbeat", "heartbeat_calls_max"),
         ("/postbus.v1.TopicService/GetTopic", "unary_calls_max"),
+        ("/externalscaler.ExternalScaler/GetMetrics", "unary_calls_max"),
     ],
 )
 async def test_unary_calls_over_the_bound_wait(method: str, setting: str) -> None:
