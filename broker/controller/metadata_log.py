@@ -81,6 +81,8 @@ class Executed:
     before: ClusterState
     after: ClusterState
     outcomes: tuple[Outcome, ...] = ()
+    repeated: bool = False
+    """An earlier try was sent, nobody knows what came of it, and it may yet be carried out: outcomes are the last's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +311,7 @@ class MetadataLog:
             try:
                 executed = await self._try(command, command_id, own, deadline)
                 if executed is not None:
-                    return executed
+                    return replace(executed, repeated=unknown)
                 unknown = True
             except PeerUnreachable as error:
                 unknown = unknown or error.sent

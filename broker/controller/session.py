@@ -7,7 +7,7 @@ itself that others may have taken over. It decides nothing for the cluster.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -52,8 +52,8 @@ class AlterResult:
 
     topic_id: str
     partition: int
-    error: PostbusError | None  # None: it is so
-    state: PartitionState | None  # as it is now, which may be what was asked for even if a repeated try was refused
+    error: PostbusError | None  # None: it is so, if there is a state; else nobody knows
+    state: PartitionState | None  # as it is now
 
 
 class NodeSession:
@@ -137,7 +137,12 @@ class NodeSession:
         Raises what `MetadataLog.execute` does: then nothing is known, and the same may be asked again.
         """
         command = AlterPartitions(node_id=self._node_id, broker_epoch=self.broker_epoch, changes=tuple(changes))
-        return self._results((await self._metadata_log.execute(command, timeout_s=timeout_s)).outcomes)
+        executed = await self._metadata_log.execute(command, timeout_s=timeout_s)
+        results = self._results(executed.outcomes)
+        if not executed.repeated:
+            return results
+        # That this try was refused does not say that the one before it is not on its way yet.
+        return [result if result.error is None else replace(result, error=None, state=None) for result in results]
 
     async def report_damage(self, partitions: Sequence[PartitionId], *, timeout_s: float = 5.0) -> list[AlterResult]:
         """Asks that nobody count on this node's copies of `partitions`; this node has applied what came of it.

@@ -35,7 +35,7 @@ class AlterResult(Protocol):
 
     @property
     def state(self) -> PartitionState | None:
-        """As decided, if there is no error."""
+        """As decided, if there is no error; None: nobody knows what came, or will come, of it."""
 
 
 class Session(Protocol):

@@ -9,12 +9,14 @@ import pytest
 from images import RULES, create, joined
 from postbus.v1 import error_pb2
 
-from broker.clock import ManualClock
+from broker.clock import ClusterClock, ManualClock
 from broker.controller.command_codec import encode_command
 from broker.controller.commands import (
     AddPartitions,
+    AlterPartition,
     DeleteTopic,
     ElectLeaders,
+    Member,
     PartitionName,
     RegisterNode,
     ReserveProducerIds,
@@ -22,6 +24,7 @@ from broker.controller.commands import (
 from broker.controller.image import to_snapshot
 from broker.controller.metadata_log import EXECUTE, MetadataLog, MetadataLogSettings, replay
 from broker.controller.producer_ids import ProducerIds
+from broker.controller.session import NodeSession
 from broker.controller.state import ClusterState, MetadataError
 from broker.errors import PostbusError
 from broker.peers.calls import PeerUnreachable
@@ -334,6 +337,30 @@ class TestElsewhere:
         node.calls.asked[1][3].set_exception(PostbusError(error_pb2.ERROR_REASON_TOPIC_NOT_FOUND, "no"))
         with pytest.raises(PostbusError, match="no"):
             await task
+
+    async def test_a_refusal_after_a_try_that_was_lost_says_nothing_of_that(self) -> None:
+        """It may still be on its way: whoever counts on its not being carried out is told that it is not known."""
+        node, controller = Node(leads=False, retry_s=0.001), Node()
+        session = NodeSession(
+            registration=RegisterNode(node_id=1, store_id="store-1", peer_endpoint="here"),
+            metadata_log=node.log,
+            calls=node.calls,  # type: ignore[arg-type]
+            clock=ClusterClock(node.clock),
+        )
+        session.broker_epoch = 1
+        change = AlterPartition(topic_id="nothing", partition=0, leader_epoch=1, partition_epoch=1, isr=(Member(1, 1),))
+        for tries in (1, 2):
+            node.calls.asked.clear()
+            asking = asyncio.create_task(session.alter_partitions([change]))
+            await turns()
+            if tries == 2:
+                node.calls.asked[0][3].set_exception(PeerUnreachable(2, "gone", sent=True))
+                await asyncio.wait_for(node.calls.asked_twice.wait(), 5)
+            _, _, payload, answer = node.calls.asked[-1]
+            answer.set_result(await controller.calls.handlers[EXECUTE](PeerId(1, "x"), payload))
+            (result,) = await asking
+            assert result.state is None
+            assert (result.error is None) == (tries == 2)
 
     async def test_a_controller_that_hangs_is_left_for_its_successor(self) -> None:
         node = Node(leads=False, retry_s=0.001)
