@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "chaos"))  # the rules of histories
+sys.path.append(str(Path(__file__).parents[1]))  # the shop's programs
 
 import control_plane
 import images

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from api import ApiError
+from shop_steps import rolled_shop, scaled_by_lag
 from stage import CHART, GROUP, NAMESPACE, RELEASE, TOPIC, Stage
 
 PARTITIONS = 6
@@ -226,6 +227,8 @@ STEPS = (
     Step("two pods with one ordinal", two_with_one_ordinal, KILL_PAUSE_S),
     Step("a node that loses its power", lost_power, KILL_PAUSE_S),
     Step("a lost volume", lost_volume, GRACEFUL_PAUSE_S),
+    Step("the shop: three Deployments, rolled", rolled_shop, GRACEFUL_PAUSE_S),
+    Step("the shop: consumers scaled by their lag", scaled_by_lag, GRACEFUL_PAUSE_S),
     Step("helm uninstall, helm install on the kept claims", reinstalled, None),
 )
 
