@@ -177,22 +177,13 @@ class ExternalScaler:
             start = subscriber_pb2.StartPosition(edge=subscriber_pb2.LOG_EDGE_EARLIEST)
         ends = await self._client.ends(topic.topic_id, topic.partitions, timeout_s=self._left_s(deadline))
 
-        async def count(number: int) -> Backlog:
-            place = committed.get(number)
-            if place is None:
-                place = await self._starting_place(topic, ends[number], start, deadline)
-            if place is None:
-                return Backlog(partitions=1, places_open=True)
-            # What retention took can't be read any more.
-            unread = max(ends[number].high_watermark - max(place, ends[number].log_start_offset), 0)
-            return Backlog(unread=unread, partitions=1, partitions_with_lag=int(unread > 0))
-
-        return _sum(
-            await together(
-                [partial(count, number) for number in sorted(ends)],
-                at_once_max=self._client.settings.calls_at_once_max,
-            )
+        new = sorted(ends.keys() - committed.keys())
+        starts = await together(
+            [partial(self._starting_place, topic, ends[number], start, deadline) for number in new],
+            at_once_max=self._client.settings.calls_at_once_max,
         )
+        places: dict[int, int | None] = {**committed, **dict(zip(new, starts, strict=True))}
+        return _sum(_behind(places[number], ends[number]) for number in ends)
 
     async def _starting_place(
         self,
@@ -215,6 +206,15 @@ class ExternalScaler:
 
     def _patience_s(self, call: Call) -> float:
         return min(max(call.timeout_s, 0.0) * _OWN_SHARE, self.settings.answer_s)
+
+
+def _behind(place: int | None, ends: calls_pb2.PartitionEnds) -> Backlog:
+    """Of one partition; place: where the group goes on, None: nowhere yet."""
+    if place is None:
+        return Backlog(partitions=1, places_open=True)
+    # What retention took can't be read any more.
+    unread = max(ends.high_watermark - max(place, ends.log_start_offset), 0)
+    return Backlog(unread=unread, partitions=1, partitions_with_lag=int(unread > 0))
 
 
 def _sum(parts: Iterable[Backlog]) -> Backlog:
