@@ -61,6 +61,7 @@ def _run(arguments: Sequence[str]) -> int:
         return USAGE
     import uvloop
 
+    _import_structlog()
     import broker.node  # noqa: F401 - before the collector is back
     from broker.telemetry import configure_logging
 
@@ -68,6 +69,15 @@ def _run(arguments: Sequence[str]) -> int:
     gc.enable()
     configure_logging(level=settings.log_level, log_format=settings.log_format, node_id=settings.node_id)
     return uvloop.run(_serve(settings))
+
+
+def _import_structlog() -> None:
+    """Without rich, which it would draw tracebacks with: a node's are plain, and it is ready a tenth sooner."""
+    if "rich" not in sys.modules:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # how the import system says: not here
+        import structlog  # noqa: F401
+
+        del sys.modules["rich"]
 
 
 async def _serve(settings: "Settings") -> int:

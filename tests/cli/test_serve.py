@@ -141,3 +141,19 @@ def test_help_lists_every_setting() -> None:
     assert [setting.flag for setting in describe_settings() if setting.flag not in listed] == []
     assert "broker.config" in done.stderr
     assert "typer" not in done.stderr
+
+
+def test_a_start_imports_nothing_that_draws(tmp_path: Path) -> None:
+    """Neither the command-line framework nor rich, which would cost every start a tenth of its time."""
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *SERVE[1:], "--data-dir", str(tmp_path / "file" / "data")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "structlog.dev" in imported and "broker.node" in imported
+    assert [name for name in imported if name.startswith(("rich.", "typer", "pygments"))] == []
