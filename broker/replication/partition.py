@@ -415,6 +415,8 @@ class Partition:
     def delete(self) -> None:
         """The topic went: whoever waits is told."""
         self.deleted = True
+        if self._remote is not None:
+            self._remote.forget()
         self._step_down()
         if self.local is not None:
             self.local.on_progress = self.local.on_damage = None
@@ -452,6 +454,8 @@ class Partition:
         in_sync = self.role is Role.LEADER or self._shared.node_id in state.isr
         if self.local is not None and (in_sync or self._remote is None) and self.role is not Role.REMOTE:
             self.log = self.local
+            if self._remote is not None:
+                self._remote.forget()
         elif self._remote is not None:
             self.log = self._remote
 

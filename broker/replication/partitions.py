@@ -21,6 +21,7 @@ from broker.replication.isr_changes import IsrChanges, LoneSession, Session
 from broker.replication.leader import Registered
 from broker.replication.partition import Partition, Shared
 from broker.replication.puller import Puller
+from broker.replication.remote_buffers import RemoteBuffers
 from broker.replication.remote_log import RemoteLog, RemoteReads
 from broker.replication.settings import ReplicationSettings
 from broker.replication.succession import Succession
@@ -73,6 +74,9 @@ class Partitions:
         self._states: dict[int, PartitionState] = {}  # by log id, while not acted upon
         self._session: Session = session or LoneSession()
         self._broker_epoch = self._session.broker_epoch
+        self.remote_buffers = RemoteBuffers(
+            bytes_max=self.settings.remote_buffers_bytes, partition_bytes_max=self.settings.remote_buffer_bytes
+        )
         # A start replays images of an earlier life. To lead by them, to follow who led then, or to delete what had no
         # place here for a while would destroy what was acknowledged since. So nothing is done before the image holds
         # this life's registration, and so all before it.
@@ -180,7 +184,15 @@ class Partitions:
             partition = Partition(
                 topic=topic.name, topic_id=topic.topic_id, number=number, log_id=state.log_id, shared=self._shared
             )
-            partition.attach_remote(RemoteLog(partition, calls=self._calls, clock=self._clock, settings=self.settings))
+            partition.attach_remote(
+                RemoteLog(
+                    partition,
+                    calls=self._calls,
+                    clock=self._clock,
+                    buffers=self.remote_buffers,
+                    settings=self.settings,
+                )
+            )
             topic.partitions.append(partition)
             self._by_log_id[state.log_id] = partition
             self._configure_one(topic, partition)

@@ -1,8 +1,8 @@
 """A partition without a replica in sync here, read through its leader; and the leader's side of that.
 
-`RemoteLog` reads as a `PartitionLog` does. Owns a small buffer of what was read last, and a long poll for news of the
-partition that runs only while somebody listens. It keeps nothing else: each answer is the leader's of that moment, and
-says with the bounds what may be read at all. `RemoteReads` answers, and refuses what this node does not lead.
+`RemoteLog` reads as a `PartitionLog` does. Owns a long poll for news of the partition that runs only while somebody
+listens. It keeps what was read last (remote_buffers.py), and nothing else: each answer is the leader's of that moment,
+and says with the bounds what may be read at all. `RemoteReads` answers, and refuses what this node does not lead.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from broker.clock import Clock
 from broker.errors import PostbusError, Reason
 from broker.peers.calls import Calls, PeerUnreachable
 from broker.peers.links import PeerId
+from broker.replication.remote_buffers import RemoteBuffers
 from broker.replication.settings import ReplicationSettings
 from broker.storage.batch import StoredBatch
 from broker.storage.envelope import EnvelopeDamaged
@@ -53,6 +54,8 @@ class RemotePartition(Protocol):
     log_id: int
     leader_id: int | None
     leader_epoch: int
+    log: ReadableLog
+    deleted: bool
 
     @property
     def high_watermark(self) -> int: ...
@@ -65,16 +68,22 @@ class RemoteLog:
     """Reads one partition of another node."""
 
     def __init__(
-        self, partition: RemotePartition, *, calls: Calls | None, clock: Clock, settings: ReplicationSettings
+        self,
+        partition: RemotePartition,
+        *,
+        calls: Calls | None,
+        clock: Clock,
+        buffers: RemoteBuffers,
+        settings: ReplicationSettings,
     ) -> None:
-        """calls: None on a node without peers."""
+        """calls: None on a node without peers. buffers: of all partitions of this node."""
         self.log_start_offset = 0
         """As the leader said last."""
         self._partition = partition
         self._calls = calls
         self._clock = clock
         self._settings = settings
-        self._buffer: list[StoredBatch] = []
+        self._buffers = buffers
         self._watch: asyncio.Task[None] | None = None
         self._watching = False
 
@@ -86,10 +95,8 @@ class RemoteLog:
             return []
         if offset < self.log_start_offset:
             raise self._out_of_range(offset)
-        buffer = self._buffer
-        if not buffer or not buffer[0].base_offset <= offset < buffer[-1].end_offset:
-            return None
-        return list(_pick(buffer, offset, end_offset, max_bytes))
+        buffer = self._buffers.find(self._partition.log_id, offset)
+        return None if buffer is None else list(_pick(buffer, offset, end_offset, max_bytes))
 
     async def read(self, offset: int, *, end_offset: int, max_bytes: int) -> list[StoredBatch]:
         """See PartitionLog; raises PostbusError, too, if no leader answers."""
@@ -116,8 +123,8 @@ class RemoteLog:
             batches = [StoredBatch.of_envelope(value) for value in response.envelopes]
         except EnvelopeDamaged as error:
             raise LogCorrupt(self._partition.log_id, offset, str(error)) from error
-        if batches:
-            self._keep(batches)
+        if batches and self._partition.log is self and not self._partition.deleted:
+            self._buffers.keep(self._partition.log_id, batches)
         return list(_pick(batches, offset, end_offset, max_bytes))
 
     async def offset_for_time(self, time_us: int, *, end_offset: int) -> int:
@@ -151,6 +158,10 @@ class RemoteLog:
         elif not self._watching and self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+    def forget(self) -> None:
+        """It is read elsewhere from now on."""
+        self._buffers.drop(self._partition.log_id)
 
     async def close(self) -> None:
         """Nobody is told anything any more."""
@@ -209,17 +220,6 @@ class RemoteLog:
         return OffsetOutOfRange(
             offset, log_start_offset=self.log_start_offset, end_offset=self._partition.high_watermark
         )
-
-    def _keep(self, batches: list[StoredBatch]) -> None:
-        buffer = self._buffer
-        goes_on = bool(buffer) and batches[0].base_offset == buffer[-1].end_offset
-        buffer = buffer + batches if goes_on else list(batches)
-        size_bytes = sum(len(batch.envelope) for batch in buffer)
-        first = 0
-        while size_bytes > self._settings.remote_buffer_bytes and first < len(buffer) - 1:
-            size_bytes -= len(buffer[first].envelope)
-            first += 1
-        self._buffer = buffer[first:]
 
 
 def _pick(batches: list[StoredBatch], offset: int, end_offset: int, max_bytes: int) -> Iterator[StoredBatch]:

@@ -47,6 +47,8 @@ class ReplicationSettings:
     """How long a leader waits for a node to say whether it knows of a successor, before it asks again."""
     remote_buffer_bytes: int = MIB
     """What was read last of a partition that has no replica here, kept for its next reader."""
+    remote_buffers_bytes: int = 32 * MIB
+    """The same, of all such partitions together."""
     remote_wait_ms: int = 5_000
     """How long one question for news of such a partition waits at its leader."""
     remote_timeout_ms: int = 10_000

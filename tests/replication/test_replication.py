@@ -484,6 +484,24 @@ async def test_a_hand_over_settles_before_it_goes(cluster: ReplicaCluster) -> No
 
 
 @simulated(count=4)
+async def test_nothing_read_elsewhere_is_kept_once_the_records_are_here(cluster: ReplicaCluster) -> None:
+    """Nor what a read brings that was under way meanwhile."""
+    await cluster.acknowledge(1, 20)
+    reader, process = cluster.partition(4), cluster.machines[4].process
+    assert process is not None
+    remote = reader.log
+    await process.spawn(remote.read(5, end_offset=20, max_bytes=1 << 20))
+    buffers = cluster.machines[4].program.partitions.remote_buffers
+    assert len(buffers) == 1
+    cluster.change(replicas=(1, 2, 3, 4))
+    await cluster.in_sync(1, 2, 3, 4)
+    await cluster.until(lambda: reader.log is reader.local)
+    assert (len(buffers), buffers.size_bytes) == (0, 0)
+    assert await process.spawn(remote.read(5, end_offset=20, max_bytes=1 << 20))
+    assert len(buffers) == 0
+
+
+@simulated(count=4)
 async def test_a_node_without_a_replica_reads_through_the_leader(cluster: ReplicaCluster) -> None:
     """It is woken by what is published, sees nothing above the high watermark, and survives a change of the leader."""
     await cluster.acknowledge(1, 20)
