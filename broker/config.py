@@ -309,6 +309,14 @@ class Settings(BaseSettings):
     retention_interval_seconds: Seconds = _setting(
         "storage", 5.0, "Seconds between runs of retention. Records may outlive their time by that much.", gt=0, le=HOUR
     )
+    scrub_bytes_per_second: Bytes = _setting(
+        "storage",
+        MIB,
+        "How fast records that nobody reads are read to find damage while there is another copy; once a day at most. "
+        "0: not at all. Small batches count as 1 KiB.",
+        ge=0,
+        le=GIB,
+    )
     compaction_interval_seconds: Seconds = _setting(
         "storage", 15.0, "Seconds between looks for logs to compact.", ge=0.1, le=24 * HOUR
     )

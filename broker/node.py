@@ -51,6 +51,7 @@ from broker.services.topics import TopicService
 from broker.storage.compaction import CompactionSettings
 from broker.storage.errors import StoreCorrupt
 from broker.storage.maintenance import MaintenanceSettings
+from broker.storage.scrub import ScrubSettings
 from broker.storage.store import LogStore, RecoveryReport, StorageSettings, rebuilds
 from broker.telemetry import EventLoopLag, Metrics
 from broker.vitals import Counts, Vitals
@@ -538,6 +539,7 @@ def storage_settings(settings: Settings) -> StorageSettings:
                 delete_retention_ms=_ms(settings.compaction_tombstone_seconds),
                 bytes_per_s_max=settings.compaction_bytes_per_second,
             ),
+            scrub=ScrubSettings(bytes_per_s=settings.scrub_bytes_per_second),
         ),
         replicated=settings.peer_port_wanted is not None,
     )

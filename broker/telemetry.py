@@ -203,6 +203,7 @@ class Metrics:
         self.disk_size_bytes = gauge("disk_size_bytes", "Bytes that the disk that holds the data has.")
         self.memory_limit_bytes = gauge("memory_limit_bytes", "What this process may use; +Inf: there is no limit.")
         self.publishing_refused = gauge("publishing_refused", "1 while publishing is refused for want of disk space.")
+        self.scrubbed_bytes = counter("scrubbed_bytes", "Read in the background, to find damage.")
         self.log_damages = counter("log_damages", "Copies of partitions that were found to be damaged.")
         self.elections = counter("leader_elections", "Partitions that this node began to lead.")
         self.unclean_elections = counter(

@@ -59,7 +59,7 @@ class Vitals:
         self._counts = counts
         self._disk_free_min_bytes = disk_free_min_bytes
         self._refusing = False
-        self._damages = 0
+        self._damages = self._scrubbed = 0
         self._stalls = dict.fromkeys(("data", "meta"), 0)
         self._committers = {"data": store.committer, "meta": store.meta.committer}
         for database, committer in self._committers.items():
@@ -113,6 +113,8 @@ class Vitals:
         found = self._bus.partitions.damages.found_count
         metrics.log_damages.inc(found - self._damages)
         self._damages = found
+        metrics.scrubbed_bytes.inc(store.scrubbed_bytes - self._scrubbed)
+        self._scrubbed = store.scrubbed_bytes
         for database, committer in self._committers.items():
             metrics.write_stalls.labels(database).inc(committer.stalls_count - self._stalls[database])
             self._stalls[database] = committer.stalls_count

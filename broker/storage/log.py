@@ -613,7 +613,7 @@ class PartitionLog:
             await self._context.committer.barrier()
         state = self._state
         log_start, position = state.log_start_offset, self._durable_position
-        window_from_us = now_us - self.request_ids.window_us
+        window_from_us = self.request_ids.log_time_us(now_us) - self.request_ids.window_us
         begin, index_begin = state.batches_deleted_offset, state.index_deleted_offset
 
         def look_up() -> tuple[Indexed | None, int, int]:

@@ -90,7 +90,7 @@ class LogCompaction:
             dirty_end_offset=dirty_end,
             tombstones_before_us=now_us - settings.delete_retention_ms * 1000,
             replicated_offset=log.replicated_offset,
-            requests_since_us=now_us - log.request_ids.window_us,
+            requests_since_us=log.request_ids.log_time_us(now_us) - log.request_ids.window_us,
             producers_from=log.producers.first_offsets(),
             keys=KeyMap(keys_max=settings.keys_max),
             chunk_bytes_max=settings.chunk_bytes_max,

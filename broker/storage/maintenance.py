@@ -1,4 +1,4 @@
-"""What keeps the node's data healthy by itself: retention, log compaction, disk space and the look at it.
+"""What keeps the node's data healthy by itself: retention, log compaction, disk space and the look at it, scrubbing.
 
 Owns when; the logs own what is too old (`PartitionLog.apply_retention`, `settle`) or superseded (`compact`), and the
 engine how space comes back.
@@ -22,6 +22,7 @@ from broker.storage.engine import MIB, Engine
 from broker.storage.errors import StorageError
 from broker.storage.log import PartitionLog
 from broker.storage.log_state import BATCHES, INDEX
+from broker.storage.scrub import Scrub, ScrubSettings
 
 RANGES_MAX: Final = 64
 
@@ -42,6 +43,8 @@ class MaintenanceSettings:
     """How long one round of rewriting may take before ordinary work goes on."""
     compaction: CompactionSettings = field(default_factory=CompactionSettings)
     """Log compaction."""
+    scrub: ScrubSettings = field(default_factory=ScrubSettings)
+    """Reading what nobody reads."""
 
 
 class Maintenance:
@@ -70,6 +73,7 @@ class Maintenance:
         self._producer_expiry_ms = producer_expiry_ms
         self._settings = settings
         self._on_error = on_error
+        self.scrub = Scrub(logs=logs, clock=clock, settings=settings.scrub)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="maintenance")
         self._round = asyncio.Lock()
         self._stopping = threading.Event()
@@ -86,6 +90,8 @@ class Maintenance:
             (settings.reclaim_interval_ms, self.reclaim),
         ):
             self._tasks.append(asyncio.ensure_future(self._repeat(interval_ms / 1000, work)))
+        if settings.scrub.bytes_per_s:
+            self._tasks.append(asyncio.ensure_future(self._repeat(settings.scrub.step_ms / 1000, self.scrub.step)))
 
     async def stop(self) -> None:
         """Ends the loops. A compaction may go on until `close`."""

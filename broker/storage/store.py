@@ -319,6 +319,11 @@ class LogStore:
         """Recent batches in memory."""
         return self._tail.size_bytes
 
+    @property
+    def scrubbed_bytes(self) -> int:
+        """Read since the start to see whether they can be."""
+        return self._maintenance.scrub.scrubbed_bytes
+
     async def wait_for_room(self) -> None:
         """Back-pressure for publishers: waits, in turn, while too much is queued for the disk."""
         await self._committer.wait_for_room()

@@ -291,7 +291,10 @@ async def test_what_deduplicates_survives(open_store: OpenStore, clock: ManualCl
     assert log.producers.check(7, 0, 8) is None
 
 
-async def test_a_request_leaves_nothing_behind_once_its_window_has_passed(open_store: OpenStore) -> None:
+async def test_a_request_leaves_nothing_behind_once_its_window_has_passed(
+    open_store: OpenStore, clock: ManualClock
+) -> None:
+    """Not when the wall clock says so alone."""
     store = await open_store(tail_bytes_max=0)
     log = store.create_log(1)
     put(log, (b"a", b"r"), request_id=b"r1", now_us=SECOND_US)
@@ -299,7 +302,11 @@ async def test_a_request_leaves_nothing_behind_once_its_window_has_passed(open_s
     await settled(log)
     await compacted(log, SECOND_US)
     assert log.reader.at(0) is not None
-    await compacted(log, SECOND_US + log.request_ids.window_us + 1)
+    later_us = SECOND_US + log.request_ids.window_us + SECOND_US
+    await compacted(log, later_us)
+    assert log.reader.at(0) is not None
+    clock.advance(log.request_ids.window_us / SECOND_US + 1)
+    await compacted(log, later_us)
     assert log.reader.at(0) is None
 
 

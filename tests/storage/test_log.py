@@ -316,6 +316,20 @@ async def test_request_ids_outlive_their_trimmed_records_by_the_window(
     assert len(log.request_ids) == 0
 
 
+async def test_a_wall_clock_that_jumps_ahead_deletes_no_request_ids(open_store: OpenStore, clock: ManualClock) -> None:
+    """Not even for the next start, by which it may have been set right: ids age by the time that passes."""
+    store = await open_store()
+    log = store.create_log(1)
+    log.append(new(2, request_id=b"r"), now_us=clock.wall_us())
+    await log.barrier()
+    log.trim(2)
+    await log.settle(clock.wall_us() + 3600 * SECOND_US)
+    await store.close()
+    log = (await open_store()).log(1)
+    await log.load_request_ids()
+    assert log.request_ids.find(b"r")
+
+
 async def test_too_many_request_ids_refuse_new_ones_and_append_nothing(
     open_store: OpenStore, clock: ManualClock
 ) -> None:
