@@ -5,6 +5,7 @@ Also the environment that a pod of it finds, as the kubelet would put it togethe
 
 import functools
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ NAMESPACE: Final = "bus"
 ZONE: Final = "topology.kubernetes.io/zone"
 INDEX: Final = "apps.kubernetes.io/pod-index"
 Values = Mapping[str, Any]
+_REFERENCE: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 
 MONITORING: Final = {name: {"enabled": True} for name in ("serviceMonitor", "prometheusRule", "dashboards")}
 MATRIX: Final[dict[str, dict[str, Any]]] = {
@@ -135,9 +137,7 @@ class Release:
         for each in self.container["env"]:
             match each.get("valueFrom"):
                 case None:
-                    value = each["value"]
-                    for known, text in found.items():
-                        value = value.replace(f"$({known})", text)
+                    value = expand(each["value"], found)
                 case {"fieldRef": {"fieldPath": path}}:
                     value = fields[path]
                 case {"configMapKeyRef": {"name": config_map, "key": key}}:
@@ -146,6 +146,11 @@ class Release:
                     raise AssertionError(other)
             found[each["name"]] = value
         return found
+
+
+def expand(text: str, environment: Mapping[str, str]) -> str:
+    """What Kubernetes makes of $(NAME) and $$ in values of variables, commands and arguments."""
+    return _REFERENCE.sub(lambda found: "$" if found[0] == "$$" else environment.get(found[1], found[0]), text)
 
 
 def render(values: Values | None = None, *, chart: Path = CHART, release: str = "postbus") -> Release:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from chart_rendering import CHART, MATRIX, MONITORING, NAMESPACE, Release, render
 
+from broker import __version__
 from broker.cli.serve import STOP_SLACK_SECONDS
 from broker.config import CONFIG_ENV, PEER_PORT, Settings, describe_settings, load
 
@@ -270,6 +271,13 @@ def test_every_node_is_scraped_once_ready_or_not() -> None:
     (endpoint,) = monitor["endpoints"]
     assert endpoint["port"] in [port["name"] for port in chosen[0]["spec"]["ports"]] and endpoint["path"] == "/metrics"
     assert monitor["namespaceSelector"] == {"matchNames": [NAMESPACE]}
+
+
+def test_the_chart_is_of_this_version() -> None:
+    """The image that it runs by default is the one that is built from here."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
+    assert render().container["image"] == f"postbus:{__version__}"
 
 
 def test_names_stay_within_what_dns_takes() -> None:

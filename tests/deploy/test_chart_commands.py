@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from broker_process import BrokerProcess
-from chart_rendering import CHART, render
+from chart_rendering import CHART, expand, render
 from programs import ROOT
 
 from broker.cli.app import app
@@ -41,8 +41,7 @@ async def run(broker: BrokerProcess, *command: str) -> tuple[int | None, str]:
 
 
 async def test_the_charts_own_test_publishes_subscribes_and_leaves_nothing(broker: BrokerProcess) -> None:
-    (container,) = render().one("Pod")["spec"]["containers"]
-    code, printed = await run(broker, *container["command"], *container["args"])
+    code, printed = await run(broker, *command_of_helm_test())
     assert code == 0, printed
     assert re.search(r"^subscribed: published at helm-test-", printed, re.MULTILINE)
     assert (await run(broker, "postbus", "topic", "list", "--output", "json"))[1].strip() == "[]"
@@ -52,13 +51,12 @@ async def test_the_charts_own_test_fails_where_the_record_does_not_come_back(
     broker: BrokerProcess, tmp_path: Path
 ) -> None:
     """A bus that takes records and gives none: the same command, but subscribe prints nothing."""
-    (container,) = render().one("Pod")["spec"]["containers"]
+    *shell, script = command_of_helm_test()
     real = Path(sys.executable).parent / "postbus"
     fake = tmp_path / "postbus"
     fake.write_text(f'#!/bin/sh\n[ "$1" = subscribe ] || exec {real} "$@"\n')
     fake.chmod(0o755)
-    script = f"PATH={tmp_path}:$PATH\n{container['args'][0]}"
-    code, printed = await run(broker, *container["command"], script)
+    code, printed = await run(broker, *shell, f"PATH={tmp_path}:$PATH\n{script}")
     assert code == 1, printed
 
 
@@ -85,6 +83,12 @@ def test_the_readme_names_commands_that_exist() -> None:
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^.*-- (postbus .*)$", blocks, re.MULTILINE)]
     assert {parse(command) for command in commands} >= {"topic create", "publish", "subscribe", "cluster rebalance"}
+
+
+def command_of_helm_test() -> list[str]:
+    """What the kubelet runs in the pod of `helm test`."""
+    (container,) = render().one("Pod")["spec"]["containers"]
+    return [expand(each, {}) for each in (*container["command"], *container["args"])]
 
 
 def notes(values: dict[str, object], tmp_path: Path) -> str:

@@ -5,7 +5,16 @@
 {{- if lt (int $values.replicas) (int $values.voters) }}
 {{- fail (printf "replicas is %v, but voters is %v, and each voter is a node: the cluster would lose its majority. Never scale below the voters" $values.replicas $values.voters) }}
 {{- end }}
+{{- if and $values.podDisruptionBudget.enabled (gt (int $values.voters) 1) (gt (int $values.podDisruptionBudget.maxUnavailable) (div (int $values.voters) 2)) }}
+{{- fail (printf "podDisruptionBudget.maxUnavailable is %v: draining machines could take the majority of %v voters" $values.podDisruptionBudget.maxUnavailable $values.voters) }}
+{{- end }}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" (include "postbus.fullname" .)) }}
+{{- fail (printf "%s can't be a Service's name (lower-case letters, digits and -, a letter first): choose another release name, or fullnameOverride" (include "postbus.fullname" .)) }}
+{{- end }}
 {{- range $values.extraEnv }}
+{{- if has .name (list "POD_NAME" "POD_IP") }}
+{{- fail (printf "extraEnv sets %s, which is the chart's own" .name) }}
+{{- end }}
 {{- if hasPrefix "POSTBUS_" .name }}
 {{- fail (printf "extraEnv sets %s: set %s in config instead" .name (.name | trimPrefix "POSTBUS_" | lower)) }}
 {{- end }}

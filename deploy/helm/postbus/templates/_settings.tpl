@@ -3,15 +3,12 @@
 {{/* Numbers of values are floats here: printed as whole ones where they are, and never as 6.7e+07. */}}
 {{- define "postbus.toml" -}}
 {{- range $name, $value := .Values.config }}
-{{- if kindIs "float64" $value }}
-{{- if eq $value (floor $value) }}
-{{ $name }} = {{ printf "%.0f" $value }}
-{{- else }}
+{{- if and (kindIs "float64" $value) (eq $value (floor $value)) }}
+{{- $value = printf "%.0f" $value }}
+{{- else if not (kindIs "float64" $value) }}
+{{- $value = toJson $value }}
+{{- end }}
 {{ $name }} = {{ $value }}
-{{- end }}
-{{- else }}
-{{ $name }} = {{ toJson $value }}
-{{- end }}
 {{- end }}
 {{- end }}
 
