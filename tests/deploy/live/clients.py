@@ -59,6 +59,10 @@ async def consume(client: Client, name: str, topic: str, out: TextIO, stop: asyn
         else:
             out.write(json.dumps(["event", event.kind, time.monotonic(), event.detail]) + "\n")
 
+    if not group:
+        # Nobody assigns anything to one who reads alone: all of it is theirs, from the beginning.
+        count = (await client.topics.get(topic)).partition_count
+        out.writelines(json.dumps(["at", partition, 0]) + "\n" for partition in range(count))
     subscription = client.subscribe(topic, group=group, on_event=hear, client_id=name, heartbeat_interval=1.0)
     async with subscription:
         batches = subscription.batches()

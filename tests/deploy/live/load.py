@@ -47,8 +47,10 @@ class Load:
         self._folder.mkdir()
         self._running: dict[str, tuple[Process, asyncio.Task[int]]] = {}
         self._kinds: dict[str, str] = {}
-        self._published: list[list[Any]] = []
+        self._known: dict[str, list[list[Any]]] = {}
         self._read_up_to: dict[str, int] = {}
+        self._looked_at: dict[str, int] = {}
+        self._seen: dict[str, set[str]] = {"consume": set(), "read": set()}
 
     # --- processes ---
 
@@ -100,11 +102,13 @@ class Load:
     # --- what they saw ---
 
     def published(self) -> list[list[Any]]:
-        """All lines of all publishers so far; see `clients.publish`."""
-        for name, kind in self._kinds.items():
-            if kind == "publish":
-                self._published += [[name, *line] for line in self._new_lines(name)]
-        return self._published
+        """All lines of all publishers so far, each behind its publisher's name; see `clients.publish`."""
+        publishers = [name for name, kind in self._kinds.items() if kind == "publish"]
+        return [[name, *line] for name in publishers for line in self._lines(name)]
+
+    def answered(self) -> int:
+        """How many publishes have been answered."""
+        return sum(len(self._lines(name)) for name, kind in self._kinds.items() if kind == "publish")
 
     def pauses(self, begin: float, end: float) -> Pauses:
         """Between two moments."""
@@ -126,11 +130,14 @@ class Load:
 
     def seen_by_all(self) -> int:
         """How many records both the group and those who read alone have seen."""
-        by_kind: dict[str, set[str]] = {"consume": set(), "read": set()}
         for name, kind in self._kinds.items():
             if kind != "publish":
-                by_kind[kind].update(value for line in self._lines(name) if line[0] == "got" for value in line[3])
-        return len(by_kind["consume"] & by_kind["read"])
+                lines = self._lines(name)
+                for line in lines[self._looked_at.get(name, 0) :]:
+                    if line[0] == "got":
+                        self._seen[kind].update(line[3])
+                self._looked_at[name] = len(lines)
+        return len(self._seen["consume"] & self._seen["read"])
 
     def got(self) -> int:
         """How many records the group has seen, repeats included."""
@@ -174,18 +181,15 @@ class Load:
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.jsonl"
 
-    def _new_lines(self, name: str) -> list[list[Any]]:
-        path = self._path(name)
-        if not path.exists():
-            return []
-        with path.open("rb") as file:
-            file.seek(self._read_up_to.get(name, 0))
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read_up_to[name] = self._read_up_to.get(name, 0) + len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
-
     def _lines(self, name: str) -> list[list[Any]]:
+        """All that it has written so far; read once."""
+        known = self._known.setdefault(name, [])
         path = self._path(name)
-        data = path.read_bytes() if path.exists() else b""
-        return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._read_up_to.get(name, 0))
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read_up_to[name] = self._read_up_to.get(name, 0) + len(whole)
+            known += [json.loads(line) for line in whole.splitlines()]
+        return known

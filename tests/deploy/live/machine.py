@@ -10,6 +10,7 @@ import itertools
 import socket
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class Machine:
     def note(self, pod: str, what: str, detail: str = "") -> None:
         """Now."""
         self.notes.append(Note(time.monotonic(), pod, what, detail))
+        with (self.folder / "notes.log").open("a") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {pod} {what} {detail}\n")
 
     def address(self) -> str:
         """One that no pod had."""

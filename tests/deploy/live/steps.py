@@ -114,6 +114,7 @@ async def drained_nodes(stage: Stage) -> str:
     one_at_a_time(stage, begin, {1, 2})
     for name in names:
         await stage.kubectl("uncordon", name)
+    await spread(stage)
     return "the budget made one drain wait until the other's pod was back in every ISR elsewhere"
 
 
@@ -163,6 +164,7 @@ async def lost_power(stage: Stage) -> str:
     assert stage.node_of(3) != node
     await stage.kubectl("taint", "node", node, "node.kubernetes.io/out-of-service-")
     await stage.kubelets[node].come_back()
+    await spread(stage)
     return "evicted by Kubernetes, replaced elsewhere, back in every ISR; the other two went on"
 
 
@@ -239,9 +241,19 @@ STEPS = (
 async def until_flowing(stage: Stage) -> None:
     """Records are acknowledged, and reach the group."""
     before = stage.load.got()
-    acknowledged = len(stage.load.published())
-    await stage.until(lambda: len(stage.load.published()) > acknowledged + 100, 60, "records are acknowledged")
+    answered = stage.load.answered()
+    await stage.until(lambda: stage.load.answered() > answered + 100, 60, "records are acknowledged")
     await stage.until(lambda: stage.load.got() > before + 100, 60, "records reach the group")
+
+
+async def spread(stage: Stage) -> None:
+    """A pod on each node again: Kubernetes doesn't move those that run, which are together now where there was room."""
+    while len({stage.node_of(one) for one in (1, 2, 3)}) < 3:
+        shared = next(one for one in (1, 2, 3) if stage.node_of(one) in {stage.node_of(two) for two in range(1, one)})
+        uid = known_uid(stage, shared)
+        await stage.kubectl("-n", NAMESPACE, "delete", "pod", f"{RELEASE}-{shared}")
+        await stage.until(lambda uid=uid, shared=shared: known_uid(stage, shared) not in ("", uid), 60, "a new pod")
+        await stage.until_ready(1, 2, 3)
 
 
 async def until_unreachable(stage: Stage, node: str) -> None:
