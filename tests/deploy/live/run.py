@@ -1,6 +1,6 @@
 """The life of a release on a real control plane: runs the steps, checks what clients saw, prints a table.
 
-usage: run.py [--steps NAME…] [--kubernetes VERSION] [--from REVISION] [--keep] [--table FILE]
+usage: run.py [--steps NAME…] [--kubernetes VERSION] [--from REVISION] [--keep] [--readme]
 
 Needs root (mount namespaces), Go for the first run, helm, kubectl, etcd. Everything listens on loopback and ends with
 the run, on Ctrl-C too. The exit code is 0 if every step did what it should and no history is wrong; a pause above a
@@ -32,6 +32,7 @@ from steps import STEPS, Step
 from verdict import look_at_everything
 
 SETTLE_S = 2.0
+BEGIN, END = "<!-- deploy-live writes this -->", "<!-- to here -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def main() -> int:
     parser.add_argument("--kubernetes", help="another version than the usual one")
     parser.add_argument("--from", dest="revision", default="", help="Git revision of the version that is upgraded")
     parser.add_argument("--keep", action="store_true", help="keep the run's folder, and wait at its end")
-    parser.add_argument("--table", type=Path, help="where to write the table, too")
+    parser.add_argument("--readme", action="store_true", help="put the table into deploy/README.md, if all went well")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("deploy-live needs root: pods are processes in mount namespaces of their own", file=sys.stderr)
@@ -120,12 +121,22 @@ async def _run(plane: control_plane.ControlPlane, folder: Path, arguments: argpa
         for outcome in outcomes:
             if outcome.trouble:
                 print(f"FAILED: {outcome.step.name}: {outcome.trouble}")
-        if arguments.table:
-            arguments.table.write_text(text)
+        ok = not wrong and all(outcome.ok for outcome in outcomes)
+        if arguments.readme and ok:
+            _put_into_readme(text)
         if arguments.keep:
             print(f"export KUBECONFIG={plane.kubeconfig}\nCtrl-C ends it", flush=True)
             await asyncio.Event().wait()
-    return not wrong and all(outcome.ok for outcome in outcomes)
+    return ok
+
+
+def _put_into_readme(text: str) -> None:
+    """Between its section's two marks."""
+    path = images.ROOT / "deploy/README.md"
+    head, begin, rest = path.read_text().partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    assert begin and end, f"{path} has no place for the table"
+    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
 
 
 async def _step(stage: Stage, step: Step) -> Outcome:

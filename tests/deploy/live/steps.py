@@ -87,18 +87,34 @@ async def three_to_five_and_back(stage: Stage) -> str:
     for number in (5, 4):
         await stage.postbus("cluster", "drain", str(number), "--move-replicas")
     await stage.watch.until(lambda one: one.holders == {1, 2, 3} and one.is_whole, ROLL_S, "4 and 5 hold nothing")
-    await stage.upgrade(replicas="3")
-    await stage.until(lambda: not stage.pod(4) and not stage.pod(5), 120, "pods 4 and 5 are gone")
-    for number in (4, 5):
-        await stage.postbus("cluster", "remove-node", str(number), "--yes")
-        # What they held is elsewhere; a later node of this number begins anew.
-        await stage.kubectl("-n", NAMESPACE, "delete", "pvc", f"data-{RELEASE}-{number}")
-        await stage.remove_node(number)
-    await stage.until_ready(1, 2, 3)
-    await stage.watch.until(lambda one: set(one.nodes) == {1, 2, 3}, 30, "4 and 5 are forgotten")
+    await down_to_three(stage, 4, 5)
     stopped = {note.pod for note in stage.notes(begin) if note.what == "stopping"}
     assert stopped == {f"{RELEASE}-4", f"{RELEASE}-5"}, f"stopped were {stopped}"
     return "all five held replicas after `rebalance`; 4 and 5 none after `drain --move-replicas`; 1 to 3 never stopped"
+
+
+async def up_again(stage: Stage) -> str:
+    """A pod on the claim of a node that was removed."""
+    await stage.upgrade(replicas="4")
+    await stage.watch.until(lambda one: set(one.nodes) == {1, 2, 3, 4} and one.is_whole, 60, "node 4 is there again")
+    await stage.postbus("cluster", "rebalance")
+    await stage.watch.until(lambda one: 4 in one.holders and one.is_whole, ROLL_S, "4 holds records")
+    await stage.postbus("cluster", "drain", "4", "--move-replicas")
+    await down_to_three(stage, 4)
+    for number in (4, 5):
+        await stage.kubectl("-n", NAMESPACE, "delete", "pvc", f"data-{RELEASE}-{number}")
+        await stage.remove_node(number)
+    return "node 4, which had been removed, came back with what its claim had kept, and held replicas again"
+
+
+async def down_to_three(stage: Stage, *leaving: int) -> None:
+    """Those that are left without replicas stop, and are forgotten."""
+    await stage.upgrade(replicas="3")
+    await stage.until(lambda: not any(stage.pod(one) for one in leaving), 120, f"pods {leaving} are gone")
+    for number in leaving:
+        await stage.postbus("cluster", "remove-node", str(number), "--yes")
+    await stage.until_ready(1, 2, 3)
+    await stage.watch.until(lambda one: set(one.nodes) == {1, 2, 3}, 30, f"{leaving} are forgotten")
 
 
 async def drained_nodes(stage: Stage) -> str:
@@ -224,6 +240,7 @@ STEPS = (
     Step("helm upgrade: a changed setting", changed_setting, GRACEFUL_PAUSE_S),
     Step("helm upgrade: another version", another_version, GRACEFUL_PAUSE_S),
     Step("from three to five, rebalance, and back", three_to_five_and_back, GRACEFUL_PAUSE_S),
+    Step("scaled up again on a kept claim", up_again, GRACEFUL_PAUSE_S),
     Step("kubectl drain of two nodes at once", drained_nodes, GRACEFUL_PAUSE_S),
     Step("a pod deleted by force", deleted_by_force, KILL_PAUSE_S),
     Step("two pods with one ordinal", two_with_one_ordinal, KILL_PAUSE_S),
