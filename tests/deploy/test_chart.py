@@ -127,7 +127,7 @@ def test_liveness_never_asks_for_the_cluster() -> None:
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz/live", "port": "http"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/healthz/ready", "port": "http"}
     startup = container["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= 300
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 3600
 
 
 def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
