@@ -147,10 +147,10 @@ class Node:
             )
         loaded = await asyncio.to_thread(Bus.load, store)
         client_port = self._bind_clients()
-        transport = None
+        transport = self._transport = None
         if is_clustered:
             identity = PeerIdentity(store.identity.cluster_id, PeerId(settings.node_id, store.identity.store_id))
-            transport = GrpcTransport(
+            transport = self._transport = GrpcTransport(
                 identity,
                 clock=self._clock,
                 settings=PeerSettings(
@@ -200,7 +200,11 @@ class Node:
         self._lag.start()
         self._stack.push_async_callback(self._lag.stop)
         self._tasks += [asyncio.create_task(self._vitals.run()), asyncio.create_task(self._show_health())]
-        await self._until_ready()
+        try:
+            await self._until_ready()
+        except asyncio.CancelledError:
+            await self._bus.hand_over()  # the cluster may count on this node already
+            raise
         self._ready = Readiness(True)
         await self._health.set(serving=True)
         return Started(
@@ -223,6 +227,8 @@ class Node:
         """The controller counts on this node, and it is in sync. Nobody is let wait without a word."""
         told, tell_at = "", self._clock.monotonic() + NOT_READY_LOG_S
         while why := self._bus.not_ready:
+            if self._transport is not None and not self._bus.session.broker_epoch:
+                why = "; ".join((why, *(f"node {peer}: {said}" for peer, said in self._transport.problems.items())))
             self._ready = Readiness(False, why)
             now = self._clock.monotonic()
             if now >= tell_at and why != told:

@@ -5,6 +5,7 @@
 
 import gc
 import os
+import signal
 import sys
 
 # As exits.INTERRUPTED, without its imports.
@@ -18,6 +19,7 @@ def main() -> int:
     _open_standard_streams()
     arguments = sys.argv[1:]
     if arguments[:1] == ["serve"]:
+        _end_when_told()
         from broker.cli.serve import run as serve
 
         return serve(arguments[1:])
@@ -36,6 +38,14 @@ def main() -> int:
         )
         return 1
     return code
+
+
+def _end_when_told() -> None:
+    """Also while modules are imported, and as the first process of a container, where signals do nothing by default."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))  # nothing is open yet
+    if os.getpid() == 1:
+        # What probes leave behind in the container becomes a child of this process.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
 def _manage(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FAILED: Final = 1
 USAGE: Final = 2
-# On top of drain and shutdown_timeout_seconds: what ends streams between the two takes up to a second.
+# On top of handover, drain and shutdown_timeout_seconds: what ends streams between the two takes up to a second.
 STOP_SLACK_SECONDS: Final = 1.0
 
 DESCRIPTION: Final = "Starts a node: with no arguments, a durable single-node bus in ./postbus-data."
@@ -96,10 +96,14 @@ async def _serve(settings: "Settings") -> int:
     starting = asyncio.create_task(node.start())
     first: set[asyncio.Future[Any]] = {starting, asked}
     await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    longest_seconds = settings.handover_timeout_seconds + settings.shutdown_timeout_seconds + STOP_SLACK_SECONDS
     if not starting.done():
+        log.info("node_stopping", signal=asked.result(), before="it was ready")
         starting.cancel()
-        await asyncio.wait({starting})
-        return 0
+        # A recovery under way is not waited for longer than a stop may take: like a crash it does no harm.
+        await asyncio.wait({starting}, timeout=longest_seconds)
+        log.info("node_stopped")
+        _end_at_once(0)
     try:
         started = starting.result()
     except (StorageError, MetadataError, AddressInUse, OSError) as error:
@@ -107,7 +111,7 @@ async def _serve(settings: "Settings") -> int:
         return FAILED
     _tell_ready(settings, started)
     log.info("node_stopping", signal=await asked, grace_seconds=settings.drain_grace_seconds)
-    timeout_seconds = settings.drain_grace_seconds + settings.shutdown_timeout_seconds + STOP_SLACK_SECONDS
+    timeout_seconds = settings.drain_grace_seconds + longest_seconds
     stopping = asyncio.create_task(node.stop(at_exit=True))
     await asyncio.wait({stopping}, timeout=timeout_seconds)
     if not stopping.done():

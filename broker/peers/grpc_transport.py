@@ -63,6 +63,7 @@ class GrpcTransport:
         self._addresses: dict[int, str] = {}
         self._channels: dict[int, _Channel] = {}
         self._stores: dict[int, str] = {}
+        self.problems: dict[int, str] = {}  # why the last try to reach a node failed; of those that were not since
         self._lost_listeners: list[Callable[[int], None]] = []
         self._links: dict[GrpcLink, asyncio.Task[None] | None] = {}  # with the task of those that this node opened
         self._server: grpc.aio.Server | None = None
@@ -164,8 +165,10 @@ class GrpcTransport:
                     await channel.grpc.close()
         except _NotThere as trouble:
             if not link.closing and not self._stopped:
+                self.problems[node_id] = str(trouble).rpartition("last error: ")[2]  # of a chain of reasons
                 self._troubles.tell("peer_unreachable", node_id, endpoint=endpoint, why=str(trouble))
         except PeerRefused as refused:
+            self.problems[node_id] = str(refused)
             self._troubles.tell("peer_refused", node_id, kind=refused.kind, endpoint=endpoint, why=str(refused))
         finally:
             link.end()
@@ -283,6 +286,7 @@ class GrpcTransport:
     def _saw(self, peer: PeerId) -> None:
         for event in ("peer_unreachable", "peer_lost"):
             self._troubles.over(event, peer.node_id)
+        self.problems.pop(peer.node_id, None)
         before = self._stores.get(peer.node_id)
         self._stores[peer.node_id] = peer.store_id
         if before is not None and before != peer.store_id:

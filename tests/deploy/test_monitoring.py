@@ -1,23 +1,26 @@
 """Dashboards and alerts: they speak of what real nodes say, fire when they should, and at no other time."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 import pytest
 import yaml
+from broker_process import free_port
 from programs import ROOT, tool
 
 RULES: Final = Path(__file__).parent / "rules"
 sys.path.insert(0, str(RULES))
 
-from monitored import monitored  # noqa: E402 - needs the path
+from monitored import Monitored, http_get, monitored  # noqa: E402 - needs the path
 
 FILES: Final = ROOT / "deploy" / "helm" / "postbus" / "files"
 ALERTS: Final = FILES / "alerts.yaml"
@@ -53,11 +56,11 @@ def alerts() -> list[Any]:
     return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 
 
-def targets(path: Path) -> Iterator[tuple[str, str]]:
+def targets(path: Path, variables: dict[str, str] = VARIABLES) -> Iterator[tuple[str, str]]:
     """Panel and query, with Grafana's variables replaced as Grafana does."""
     for panel in dashboard(path)["panels"]:
         for target in panel.get("targets", ()):
-            yield panel["title"], re.sub(r"\$(\w+)", lambda name: VARIABLES.get(name[1], ".*"), target["expr"])
+            yield panel["title"], re.sub(r"\$(\w+)", lambda name: variables.get(name[1], ".*"), target["expr"])
 
 
 def expressions() -> list[Any]:
@@ -332,3 +335,76 @@ def test_an_alert_names_its_node_as_whoever_runs_it_does(tmp_path: Path) -> None
         "alert_rule_test": [{"alertname": rule["alert"], "eval_time": "2m", "exp_alerts": expected}],
     }
     promtool("test", "rules", rule_tests(tmp_path / "tests.yaml", ALERTS, "1m", [test]))
+
+
+# --- with Prometheus itself -------------------------------------------------------------------------------------------
+
+# What shows only when something is wrong, or changes.
+MAY_BE_EMPTY: Final = {
+    "Least days of disk left",
+    "Days of disk left",
+    "Time to catch up",
+}
+SCRAPES: Final = 20
+
+
+@pytest.mark.slow
+async def test_every_panel_shows_something(tmp_path: Path) -> None:
+    """Of three real nodes, of which one is killed, as a real Prometheus has them."""
+    async with monitored(tmp_path) as bus, prometheus(tmp_path, bus) as address:
+        await until(address, f"min(count_over_time(up[5m])) >= {SCRAPES}")
+        await bus.cluster.kill(3)
+        await until(address, "max(postbus_controller_under_replicated_partitions) > 0")
+        empty = [query for path in DASHBOARDS for query in targets(path, {**VARIABLES, "__rate_interval": "30s"})]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(60):  # a coordinator that moved, say, has rates after two scrapes
+                while empty := [  # noqa: ASYNC110 - nobody tells
+                    (title, query)
+                    for title, query in empty
+                    if title not in MAY_BE_EMPTY and not await asked(address, query)
+                ]:
+                    await asyncio.sleep(1.0)
+        assert empty == []
+        assert {one["metric"]["alertname"] for one in await asked(address, "ALERTS")} >= {"PostbusNodeDown"}
+
+
+@contextlib.asynccontextmanager
+async def prometheus(folder: Path, bus: Monitored) -> AsyncIterator[str]:
+    """One that scrapes the nodes each second and has the alerts; where it answers."""
+    port = free_port()
+    scraped = [bus.http_address(number) for number in bus.cluster.nodes]
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(ALERTS)],
+        "scrape_configs": [{"job_name": "postbus", "static_configs": [{"targets": scraped}]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    process = await asyncio.create_subprocess_exec(
+        tool("prometheus"),
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        stderr=(folder / "log").open("wb"),
+    )
+    try:
+        yield f"127.0.0.1:{port}"
+    except BaseException as error:
+        error.add_note((folder / "log").read_text()[-2000:])
+        raise
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def asked(address: str, query: str) -> list[Any]:
+    """What it answers; nothing before it does."""
+    answer = await http_get(address, "/api/v1/query?query=" + quote(query))
+    found: list[Any] = json.loads(answer)["data"]["result"] if answer is not None else []
+    return found
+
+
+async def until(address: str, query: str) -> None:
+    """Until that is so: a scrape tells nobody of it."""
+    async with asyncio.timeout(90):
+        while not await asked(address, query):  # noqa: ASYNC110 - another process, which has no event for it
+            await asyncio.sleep(0.2)

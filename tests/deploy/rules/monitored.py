@@ -112,13 +112,15 @@ async def _read(client: Client, bus: Monitored) -> None:
 
 
 async def _ask(client: Client, bus: Monitored) -> None:
-    """Fetches and looks as consumers without a stream do, and publishes to a partition that is not there."""
+    """Fetches and looks as consumers without a stream do, and asks for and publishes to what is not there."""
     positions: dict[int, int] = {}
     while True:
         with contextlib.suppress(PostbusError):
             _, positions = await client.fetch(TOPICS[0], positions=positions)
         with contextlib.suppress(PostbusError):
             await client.groups.get(GROUP)
+        with contextlib.suppress(PostbusError):
+            await client.groups.get("nobody")
         with contextlib.suppress(PostbusError):
             await client.append(TOPICS[0], [b"x"], partition=99)
         await asyncio.sleep(10 * PERIOD_S)
