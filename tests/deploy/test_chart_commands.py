@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from broker_process import BrokerProcess
 from chart_rendering import CHART, expand, render
 from programs import ROOT
@@ -79,10 +80,24 @@ def test_the_notes_name_commands_that_exist(replicas: int, tmp_path: Path) -> No
 
 
 def test_the_readme_names_commands_that_exist() -> None:
-    section = (ROOT / "deploy" / "README.md").read_text().partition("\n## Kubernetes\n")[2].partition("\n## ")[0]
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"^.*-- (postbus .*)$", blocks, re.MULTILINE)]
+    commands = [
+        shlex.split(line, comments=True)
+        for line in re.findall(r"^.*-- (postbus .*)$", "\n".join(readme_blocks("sh")), re.MULTILINE)
+    ]
     assert {parse(command) for command in commands} >= {"topic create", "publish", "subscribe", "cluster rebalance"}
+
+
+def test_the_readmes_values_are_values() -> None:
+    blocks = readme_blocks("yaml")
+    assert blocks
+    for block in blocks:
+        render(yaml.safe_load(block))
+
+
+def readme_blocks(language: str) -> list[str]:
+    """Of the section on Kubernetes."""
+    section = (ROOT / "deploy" / "README.md").read_text().partition("\n## Kubernetes\n")[2].partition("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 
 def command_of_helm_test() -> list[str]:
