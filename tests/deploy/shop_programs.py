@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from broker_process import WAIT_S
 from programs import ROOT, tool
 
 SHOP = ROOT / "deploy/shop"
-WAIT_S = 60.0
 
 
 def manifests(*names: str) -> list[dict[str, Any]]:

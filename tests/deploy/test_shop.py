@@ -186,12 +186,11 @@ def ids(count: int) -> set[str]:
     return {f"order-{number:05}" for number in range(count)}
 
 
-async def create_topics(pods: Pods) -> None:
-    """As the Job does."""
-    (job,) = manifests("topics")
-    for container in containers(job):
-        program = await pods.start(container)
-        assert await program.end() == 0, program.errors
+async def create_topics(broker: BrokerProcess) -> None:
+    """As the Job does, in less time."""
+    async with Client(broker.target) as client:
+        for topic in ("orders", "invoices", "shipments"):
+            await client.topics.create(topic, partition_count=6)
 
 
 async def order(program: Program, lines: list[str]) -> None:
@@ -215,8 +214,10 @@ async def read(broker: BrokerProcess, topic: str) -> Counter[str]:
 async def test_orders_flow_through_and_a_restarted_bus_is_survived(broker: BrokerProcess, whole_image: Image) -> None:
     """From the checkout to an invoice and a shipment of each order; nobody else restarts; all end well."""
     async with Pods(whole_image, broker.target) as pods:
-        await create_topics(pods)
-        await create_topics(pods)  # done again it changes nothing
+        (job,) = manifests("topics")
+        for container in [*containers(job), containers(job)[0]]:  # done again it changes nothing
+            program = await pods.start(container)
+            assert await program.end() == 0, program.errors
         orders, billing, shipping = [await pods.ready(name) for name in SERVICES]
         for path, status in (("/nowhere", 404), ("/orders", 400)):
             assert (await request(orders.port, "POST", path, '{"order_id": "x"}'))[0] == status
@@ -253,7 +254,7 @@ async def test_a_stop_of_billing_in_the_middle_loses_and_repeats_nothing(broker:
     """SIGTERM: what is in hand is finished and acknowledged; who comes next begins exactly there."""
     count = 3000
     async with Pods(image, broker.target) as pods, Client(broker.target) as client:
-        await create_topics(pods)
+        await create_topics(broker)
         values = [an_order(number) for number in range(count)]
         keyed = [(json.loads(value)["customer"].encode(), value.encode()) for value in values]
         await (await client.publish_many("orders", keyed))
@@ -278,7 +279,7 @@ async def test_a_stop_of_billing_in_the_middle_loses_and_repeats_nothing(broker:
 async def test_orders_finishes_what_it_has_begun(broker: BrokerProcess, image: Image) -> None:
     """SIGTERM while a request waits for a bus that is away: it is answered, one way or the other, before the end."""
     async with Pods(image, broker.target) as pods:
-        await create_topics(pods)
+        await create_topics(broker)
         orders = await pods.ready("orders")
         await broker.kill()
         asked = asyncio.create_task(request(orders.port, "POST", "/orders", an_order(0)))
