@@ -76,11 +76,16 @@ def requested(path: Path) -> Request | None:
 
 
 def withdraw(path: Path) -> None:
-    """The database has gone another way: there is nothing to be copied any more."""
-    for kind in ("rebuilding", "rebuilt", "discarded"):
-        shutil.rmtree(_beside(path, kind), ignore_errors=True)
+    """There is nothing to be copied any more."""
     _beside(path, "rebuild").unlink(missing_ok=True)
     fsync_folder(path.parent)
+    remove_leftovers(path)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Where nothing is requested."""
+    for kind in ("rebuilding", "rebuilt", "discarded"):
+        shutil.rmtree(_beside(path, kind), ignore_errors=True)
 
 
 def is_copied(path: Path) -> bool:

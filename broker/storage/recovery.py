@@ -158,6 +158,7 @@ def rebuild_database(
     path, mark_path = data_dir / spec.name, data_dir / f"{spec.name}.mark"
     request = rebuild.requested(path)
     if request is None:
+        rebuild.remove_leftovers(path)
         return None
     salvaged = Salvaged()
     if not rebuild.is_copied(path):
