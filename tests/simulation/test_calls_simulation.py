@@ -116,7 +116,7 @@ async def calls_under_faults(loop: SimLoop) -> Facts:
 @pytest.mark.parametrize("seed", seeds(1))
 def test_calls_tell_the_truth(seed: int) -> None:
     """A call ends once, in time; "not sent" means that its handler never ran; order is kept; errors travel whole."""
-    run_seed(calls_under_faults, seed)
+    run_seed(calls_under_faults, seed, to_be_replayed=True)
 
 
 def test_calls_replay() -> None:

@@ -69,7 +69,7 @@ def _whole(cluster: Cluster) -> bool:
 @pytest.mark.parametrize("seed", seeds(1))
 def test_a_cluster_keeps_its_promises(seed: int) -> None:
     """No invariant breaks at any step, no client sees an anomaly, and once the faults end all replicas are in sync."""
-    _, (_, _, _, checker) = run_seed(cluster_under_faults, seed)
+    _, (_, _, _, checker) = run_seed(cluster_under_faults, seed, to_be_replayed=True)
     assert checker.leader_changes >= 2
     assert checker.isr_changes >= 3
 

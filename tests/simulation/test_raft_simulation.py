@@ -304,7 +304,7 @@ async def raft_under_faults(loop: SimLoop) -> tuple[RaftCluster, Nemesis]:
 @pytest.mark.parametrize("seed", seeds(2))
 def test_raft_keeps_its_promises(seed: int) -> None:
     """No invariant breaks at any step; once the faults end there is a leader, and everything goes on."""
-    _, (cluster, nemesis) = run_seed(raft_under_faults, seed)
+    _, (cluster, nemesis) = run_seed(raft_under_faults, seed, to_be_replayed=True)
     assert cluster.proposed > 60
     assert len(cluster.acknowledged) > 30
     assert cluster.checker.elections_count >= 2
