@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -33,6 +33,27 @@ class Look:
     replicas: int
 
 
+@dataclass(slots=True)
+class Scale:
+    """How many replicas, from what was answered; pure."""
+
+    least: int
+    most: int
+    _wishes: deque[tuple[float, int]] = field(default_factory=deque)
+    _active_at: float = float("-inf")
+
+    def replicas(self, now: float, *, active: bool, metric: float, target: float, before: int) -> int:
+        """For as long as the next answer takes. before: how many there are."""
+        self._wishes.append((now, math.ceil(metric / target)))
+        while self._wishes[0][0] < now - COOL_DOWN_S:
+            self._wishes.popleft()
+        if active:
+            self._active_at = now
+        elif before == 0 or now >= self._active_at + COOL_DOWN_S:
+            return self.least
+        return max(1, self.least, min(self.most, max(wish for _, wish in self._wishes)))
+
+
 class Keda:
     """One ScaledObject with one external trigger. `run` is its life."""
 
@@ -47,12 +68,10 @@ class Keda:
         self._scaler = metadata.pop("scalerAddress")
         self._address = address
         self._path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{spec['scaleTargetRef']['name']}/scale"
-        self._least, self._most = spec["minReplicaCount"], spec["maxReplicaCount"]
+        self._scale = Scale(spec["minReplicaCount"], spec["maxReplicaCount"])
         self._reference = externalscaler_pb2.ScaledObjectRef(
             name=scaled["metadata"]["name"], namespace=namespace, scalerMetadata=metadata
         )
-        self._wishes: deque[tuple[float, int]] = deque()
-        self._active_at = time.monotonic()
 
     async def run(self) -> None:
         """For ever. What is not answered leaves the replicas as they are."""
@@ -71,19 +90,10 @@ class Keda:
             request = externalscaler_pb2.GetMetricsRequest(scaledObjectRef=self._reference, metricName=spec.metricName)
             (value,) = (await stub.GetMetrics(request, timeout=ANSWER_S)).metricValues
         now = time.monotonic()
-        wish = math.ceil(value.metricValueFloat / spec.targetSizeFloat)
-        self._wishes.append((now, wish))
-        while self._wishes[0][0] < now - COOL_DOWN_S:
-            self._wishes.popleft()
-        if active:
-            self._active_at = now
-        if active or now < self._active_at + COOL_DOWN_S:
-            replicas = max(1, self._least, min(self._most, max(wish for _, wish in self._wishes)))
-        else:
-            replicas = self._least
         before = (await self._api.get(self._path))["spec"].get("replicas", 0)
-        if before == 0 and not active:
-            replicas = self._least
+        replicas = self._scale.replicas(
+            now, active=active, metric=value.metricValueFloat, target=spec.targetSizeFloat, before=before
+        )
         if replicas != before:
             await self._api.patch(self._path, {"spec": {"replicas": replicas}})
         self.looks.append(Look(now, active, value.metricValueFloat, replicas))

@@ -90,10 +90,11 @@ class Load:
         for name, (_, ended) in self._running.items():
             assert not ended.done(), f"{name} ended with {ended.result()}:\n{self.log(name)}"
 
-    def kill(self) -> None:
-        """At the end of a run that failed."""
+    async def close(self) -> None:
+        """Ends what runs, at the end of a run that failed."""
         for process, _ in self._running.values():
             process.kill()
+        await asyncio.gather(*(ended for _, ended in self._running.values()))
 
     def log(self, name: str) -> str:
         """The end of what a client printed."""

@@ -132,6 +132,9 @@ class PodRunner:
                 if one.process is not None:
                     one.process.kill()
             await asyncio.gather(reporting, living, stop, return_exceptions=True)
+            for one in self._containers:
+                if one.process is not None:
+                    await one.process.wait()
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def _live(self) -> None:

@@ -78,7 +78,7 @@ class Stage:
                 await stage.add_node(number)
             yield stage
         finally:
-            stage.load.kill()
+            await stage.load.close()
             for task in stage._tasks.values():
                 task.cancel()
             await asyncio.gather(*stage._tasks.values(), return_exceptions=True)
