@@ -1,6 +1,7 @@
 """What the chart makes of values is a cluster of Postbus: read with the broker's own settings."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,18 @@ def test_every_node_is_scraped_once_ready_or_not() -> None:
     (endpoint,) = monitor["endpoints"]
     assert endpoint["port"] in [port["name"] for port in chosen[0]["spec"]["ports"]] and endpoint["path"] == "/metrics"
     assert monitor["namespaceSelector"] == {"matchNames": [NAMESPACE]}
+
+
+@pytest.mark.parametrize(("values", "job"), [({}, "postbus"), ({"fullnameOverride": "bus"}, "postbus-bus")])
+def test_series_are_called_as_the_alerts_expect(values: dict[str, Any], job: str) -> None:
+    """One job a release, with "postbus" in it; an instance that stays the same when its pod has another address."""
+    (endpoint,) = render({**MONITORING, **values}).one("ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["relabelings"] == [
+        {"targetLabel": "job", "replacement": job},
+        {"sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "instance"},
+    ]
+    jobs = set(re.findall(r'job=~"([^"]*)"', (CHART / "files" / "alerts.yaml").read_text()))
+    assert jobs and all(re.fullmatch(each, job) for each in jobs)
 
 
 def test_the_chart_is_of_this_version() -> None:

@@ -69,7 +69,8 @@ def test_objects_of_the_prometheus_operator_have_its_shape() -> None:
     assert monitor["apiVersion"] == rule["apiVersion"] == "monitoring.coreos.com/v1"
     assert monitor["spec"].keys() == {"selector", "namespaceSelector", "endpoints"}
     for endpoint in monitor["spec"]["endpoints"]:
-        assert endpoint.keys() == {"port", "path", "interval", "scrapeTimeout"}
+        assert endpoint.keys() == {"port", "path", "interval", "scrapeTimeout", "relabelings"}
+        assert all(each.keys() <= {"sourceLabels", "targetLabel", "replacement"} for each in endpoint["relabelings"])
     assert rule["spec"].keys() == {"groups"}
     for group in rule["spec"]["groups"]:
         assert {"name", "rules"} <= group.keys() <= {"name", "rules", "interval", "labels", "limit"}
