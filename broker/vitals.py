@@ -25,6 +25,7 @@ from broker.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 SAMPLE_INTERVAL_S: Final = 1.0
+LAG_INTERVAL_S: Final = 5.0
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN_CGROUP: Final = Path("/proc/self/cgroup")
 
@@ -71,9 +72,20 @@ class Vitals:
 
     async def run(self) -> None:
         """Samples until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._run_samples())
+            tasks.create_task(self._run_lags())
+
+    async def _run_samples(self) -> None:
         while True:
             self._sample()
             await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+    async def _run_lags(self) -> None:
+        """A scrape can't wait for other nodes: what it says of them is as old as this at most."""
+        while True:
+            await self._bus.coordinators.refresh_lags()
+            await asyncio.sleep(LAG_INTERVAL_S)
 
     def followed(self, changes: Difference) -> None:
         """The cluster's image changed. Each change counts on one node: the one that leads the partition now."""

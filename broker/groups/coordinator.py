@@ -474,6 +474,11 @@ class GroupCoordinator:
             group = self._driver.groups[name]
             yield name, len(group.members), descriptions.lag(group, self._topics), group.group_epoch
 
+    async def refresh_lags(self) -> None:
+        """For `samples`: asks the leaders of what other nodes alone have how far it is."""
+        groups = [self._driver.groups[name] for name in self._driver.names]
+        await self._topics.refresh(sorted(set().union(*(_keys(group) for group in groups))))
+
     # --- checks
 
     def _existing(self, name: str) -> Group:
@@ -487,8 +492,7 @@ class GroupCoordinator:
         """The group, and lag that means something: its partitions may be led by other nodes."""
         self._journal.check_leading()
         group = self._existing(name)
-        keys = {(topic.topic_id, number) for topic in group.wanted_topics() for number in range(topic.partition_count)}
-        await self._topics.refresh(sorted(keys | group.committed.keys()))
+        await self._topics.refresh(sorted(_keys(group)))
         self._journal.check_leading()
         return self._existing(name)
 
@@ -536,3 +540,9 @@ def _past_the_end(offset: int, end_offset: int) -> PostbusError | None:
 
 def _quota(message: str) -> PostbusError:
     return PostbusError(Reason.ERROR_REASON_QUOTA_EXCEEDED, message, retry_after_ms=10_000)
+
+
+def _keys(group: Group) -> set[PartitionKey]:
+    """Partitions that it reads, or has read."""
+    keys = {(topic.topic_id, number) for topic in group.wanted_topics() for number in range(topic.partition_count)}
+    return keys | group.committed.keys()

@@ -247,6 +247,11 @@ class Coordinators:
         for coordinator in self._served():
             yield from coordinator.samples()
 
+    async def refresh_lags(self) -> None:
+        """Before `samples`, now and then: what only other nodes know."""
+        for coordinator in tuple(self._served()):
+            await coordinator.refresh_lags()
+
     def _served(self) -> Iterator[GroupCoordinator]:
         for followed in self._followed:
             if followed.coordinator is not None and followed.loaded:
