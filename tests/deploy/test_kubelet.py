@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent / "live"))
 
-from container import Bind, Process, script
 from names import answer, records, resolv_conf
+from pod_process import Bind, Process, script
 from pod_spec import (
     Image,
     NotYet,

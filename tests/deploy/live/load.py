@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from container import Process, script
 from history import Acknowledged, Event, Outcome, Place, Polled, Positioned, Sent
 from machine import Machine
+from pod_process import Process, script
 
 STOP_S = 150.0
 CLIENTS = Path(__file__).with_name("clients.py")

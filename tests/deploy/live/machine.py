@@ -16,7 +16,7 @@ from typing import Any
 
 import names
 from api import Api
-from container import Bind
+from pod_process import Bind
 from pod_spec import Image, Unsupported
 
 Object = dict[str, Any]

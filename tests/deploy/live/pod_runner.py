@@ -18,8 +18,8 @@ from typing import Any
 
 import pod_spec
 from api import STRATEGIC, ApiError
-from container import Bind, Process, script
 from machine import Machine
+from pod_process import Bind, Process, script
 from pod_spec import NotYet, Unsupported
 from pod_status import ContainerState, pod_status
 from probes import BackOff, ProbeCount, port_of
