@@ -6,7 +6,7 @@ STUBS_VENV := .venv-stubs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev demo demo-cluster bench bench-cluster test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check deploy-tools deploy-check clean deploy-live
+.PHONY: image help setup run dev demo demo-cluster bench bench-cluster test test-slow chaos chaos-cluster simulate simulate-mutants lint types layers proto-lint stubs stubs-check clients-check check deploy-tools deploy-check clean deploy-live
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,9 @@ types: $(INSTALLED) ## Checks types.
 
 layers: $(INSTALLED) ## Checks that each layer imports only from those below.
 	@$(BIN)/lint-imports
+
+image: ## Builds the container image (buildah, podman or docker; BASES, BASE, PIP_INDEX_URL as deploy/build-image says).
+	@deploy/build-image $(ARGS)
 
 proto-lint: $(INSTALLED) ## Checks the protos' style, and that they break nobody since the committed baseline.
 	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against baseline.binpb
