@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[2] / "chaos"))  # the rules of histor
 sys.path.append(str(Path(__file__).parents[1]))  # the shop's programs
 
 import control_plane
-import images
+import image_folders
 from control_plane import StartError
 from load import Pauses
 from stage import Stage
@@ -95,7 +95,7 @@ def main() -> int:
 
 
 async def _run(plane: control_plane.ControlPlane, folder: Path, arguments: argparse.Namespace) -> bool:
-    version = images.version_of_tree()
+    version = image_folders.version_of_tree()
     versions = (version, f"{version}+next".replace("+", "-"))
     outcomes: list[Outcome] = []
     async with Stage.open(plane, folder, versions=versions, revision=arguments.revision) as stage:
@@ -132,7 +132,7 @@ async def _run(plane: control_plane.ControlPlane, folder: Path, arguments: argpa
 
 def _put_into_readme(text: str) -> None:
     """Between its section's two marks."""
-    path = images.ROOT / "deploy/README.md"
+    path = image_folders.ROOT / "deploy/README.md"
     head, begin, rest = path.read_text().partition(BEGIN)
     _, end, tail = rest.partition(END)
     assert begin and end, f"{path} has no place for the table"

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import images
+import image_folders
 from api import ApiError
 from cluster_watch import ClusterWatch
 from control_plane import ControlPlane
-from images import ROOT
+from image_folders import ROOT
 from kubelet import Kubelet
 from load import Load
 from machine import Machine, Note
@@ -65,7 +65,7 @@ class Stage:
         """revision: of the first version's code; "" for that of the tree."""
         stage = cls(plane, folder, versions)
         for version, code in zip(versions, (revision, ""), strict=True):
-            stage.images[f"postbus:{version}"] = images.make(
+            stage.images[f"postbus:{version}"] = image_folders.make(
                 folder / "images" / version, version=version, revision=code
             )
         stage.values = {"image.tag": versions[0], "listenAddress": "$(POD_IP)"}
