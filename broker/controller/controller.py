@@ -93,6 +93,7 @@ class Controller:
         self._unfenced_at: dict[int, float] = {}
         self._disk_full: dict[int, bool] = {}  # as its last heartbeat said
         self._clocks = NodeClocks(silence_s=self._settings.silence_s)
+        self._own_epoch = 0  # of this node's life, once it was heard
         self._tick_at = 0.0
         self._restore_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -150,6 +151,8 @@ class Controller:
         if node is None or node.broker_epoch != heartbeat.broker_epoch:
             raise stale_life(peer.node_id, heartbeat.broker_epoch, node)
         now = self._clock.monotonic()
+        if node.node_id == self._node_id:
+            self._own_epoch = node.broker_epoch
         self._lost.pop(node.node_id, None)
         self._deadlines[node.node_id] = now + self._settings.silence_s
         self._clocks.heard(node.node_id, wall_us=heartbeat.wall_us, now_s=now)
@@ -212,7 +215,10 @@ class Controller:
         silent = [
             node.node_id
             for node in self._nodes()
-            if not node.fenced and self._deadlines.setdefault(node.node_id, now + self._settings.silence_s) <= now
+            if not node.fenced
+            # That this node hears itself too late only says that it is busy.
+            and not (node.node_id == self._node_id and node.broker_epoch == self._own_epoch)
+            and self._deadlines.setdefault(node.node_id, now + self._settings.silence_s) <= now
         ]
         if silent:
             log.warning("nodes_fenced", nodes=silent)

@@ -176,12 +176,10 @@ class Calls:
             return
 
         async def run(handler: Handler) -> None:
-            try:
-                answered(await _answer(handler, method, self.me, payload))
-            finally:
-                ended()
+            answered(await _answer(handler, method, self.me, payload))
 
-        self._own.start(run(handler), timeout_s)
+        # Not at the end of `run`: of what is cancelled before it began (the loop was held for so long), nothing runs.
+        self._own.start(run(handler), timeout_s).add_done_callback(lambda _: ended())
 
 
 class _Tasks:
@@ -196,13 +194,14 @@ class _Tasks:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def start(self, run: "asyncio._CoroutineLike[None]", timeout_s: float) -> None:
+    def start(self, run: "asyncio._CoroutineLike[None]", timeout_s: float) -> asyncio.Task[None]:
         """Tasks run their first step in the order in which they are made."""
         loop = asyncio.get_running_loop()
         number = self._number = self._number + 1
         task = loop.create_task(run)
         self._tasks[number] = (task, loop.call_later(timeout_s, task.cancel))
         task.add_done_callback(lambda _: self._ended(number))
+        return task
 
     def _ended(self, number: int) -> None:
         task, timer = self._tasks.pop(number)

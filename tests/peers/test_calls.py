@@ -296,3 +296,15 @@ async def test_garbage_ends_the_link(nodes: Nodes) -> None:
     stranger.connect(2, "calls", Stranger()).send(b"\xff\xff\xff")
     await ended.wait()
     assert await nodes.first.call(2, "echo", b"a", timeout_s=5) == b"1:a"
+
+
+async def test_a_question_to_itself_ends_though_its_time_was_over_before_it_began(nodes: Nodes) -> None:
+    """The loop was held for so long: what is cancelled before its first step runs nothing, and still is an answer."""
+    call = nodes.first.start_call(1, "echo", b"a", timeout_s=5)
+    ((task, _),) = nodes.first._own._tasks.values()
+    task.cancel()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5):
+            await call
+    assert call.done() and not call.cancelled()
+    assert await nodes.first.call(1, "echo", b"b", timeout_s=5) == b"1:b"

@@ -465,3 +465,26 @@ def test_a_flipped_bit_is_never_read() -> None:
                 assert values == [f"v{number}" for number in range(offset, offset + len(values))]
 
     told(story)
+
+
+def test_a_controller_that_hears_itself_too_late_is_busy_and_not_dead() -> None:
+    """A lone node whose loop is held does not fence itself: nobody else could lead, or tell it that it is back."""
+
+    async def story(cluster: Cluster) -> None:
+        await cluster.create_topic(TOPIC, replicas=1, min_insync_replicas=1)
+        await until_leader(cluster, 1)
+        node = cluster.node(1)
+        beat = node.bus.session._beat
+        late = asyncio.Event()
+
+        async def beats_late(sent_at: float) -> bool:
+            await late.wait()
+            return await beat(sent_at)
+
+        node.bus.session._beat = beats_late  # type: ignore[method-assign]
+        await asyncio.sleep(5)
+        assert not cluster.state.nodes[1].fenced
+        late.set()
+        await publish(cluster, 1, "a")
+
+    told(story, size=1)
