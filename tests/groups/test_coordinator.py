@@ -620,7 +620,7 @@ async def test_a_group_is_described_with_members_state_and_lag(bench) -> None:
     assert len(group.members[0].assigned) == len(group.members[0].revoking) == 2
     assert next((o.partition, o.offset, o.lag) for o in group.offsets) == (0, 40, 60)
     assert group.effective_config.offset_retention.seconds == 30 * 24 * 3600
-    assert list(bench.coordinator.samples()) == [("g", 2, {"a": 360})]
+    assert list(bench.coordinator.samples()) == [("g", 2, {"a": 360}, 2)]  # two changes of members
 
 
 async def test_groups_are_listed_by_name_and_page(bench) -> None:
