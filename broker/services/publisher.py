@@ -347,7 +347,8 @@ class _PublishStream:
         sweeper = asyncio.create_task(self._sweep(owner))
         try:
             while True:
-                await self._wake.wait()
+                if not self._wake.is_set():
+                    await self._wake.wait()
                 self._wake.clear()
                 if self._draining is not None:
                     draining, self._draining = self._draining, None
@@ -394,7 +395,8 @@ class _PublishStream:
         return len(self._pending) < settings.stream_requests_max and self._pending_bytes < settings.stream_bytes_max
 
     async def _receive(self, data: bytes) -> None:
-        await self._room.wait()
+        if not self._room.is_set():
+            await self._room.wait()
         view = self._publishing.parse_stream(data)
         pending = _Pending(self, view.correlation_id, len(data), self._service.clock.monotonic())
         self._pending.append(pending)
