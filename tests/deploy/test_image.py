@@ -1,7 +1,7 @@
 """The image is what its file promises: built anew it is the same, and a node runs in it with nothing but its volume.
 
-Built on bases made of Debian's packages, because no registry of images has to be reachable. Takes about four minutes,
-one less once the bases are there (in .tools), of which nearly all is two builds.
+Built on bases made of Debian's packages, because no registry of images has to be reachable. Takes about four minutes on
+a quiet machine, one less once the bases are there (in .tools), of which nearly all is two builds.
 """
 
 import http.client
@@ -86,7 +86,7 @@ class Builder:
             env={**self._environment, **environment},
             stdout=subprocess.DEVNULL,
             check=True,
-            timeout=500,
+            timeout=900,
         )
 
     def run(self, *arguments: str) -> str:
@@ -150,7 +150,7 @@ def node(image: Image, tmp_path: Path) -> Iterator[Container]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_same_inputs_give_the_same_layers(builder: Builder) -> None:
     first, second = (builder.inspect(name)["Docker"]["rootfs"]["diff_ids"] for name in ("first", "second"))
     assert first == second
@@ -158,7 +158,7 @@ def test_the_same_inputs_give_the_same_layers(builder: Builder) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_image_is_small_and_has_no_pip(builder: Builder, image: Image) -> None:
     sizes = [layer["size"] for layer in json.loads(builder.inspect("first")["Manifest"])["layers"]]
     print(f"layers of {', '.join(f'{size / 1e6:.1f}' for size in sizes)} MB, {sum(sizes) / 1e6:.0f} MB in all")
@@ -169,7 +169,7 @@ def test_the_image_is_small_and_has_no_pip(builder: Builder, image: Image) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_image_says_what_it_is(builder: Builder, image: Image) -> None:
     labels = image.config["Labels"]
     assert labels["org.opencontainers.image.title"] == "Postbus"
@@ -183,7 +183,7 @@ def test_the_image_says_what_it_is(builder: Builder, image: Image) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_node_serves_from_a_read_only_root_and_its_volume_outlives_it(node: Container) -> None:
     node.start(**FREE_PORTS)
     ready = node.until_logged("node_ready")
@@ -226,7 +226,7 @@ def test_a_node_serves_from_a_read_only_root_and_its_volume_outlives_it(node: Co
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_all_that_a_start_loads_is_compiled(node: Container) -> None:
     """On a read-only root it would be compiled at each start."""
     node.start(**FREE_PORTS, PYTHONVERBOSE="1")
@@ -238,7 +238,7 @@ def test_all_that_a_start_loads_is_compiled(node: Container) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_process_1_is_stopped_while_it_starts(node: Container) -> None:
     """The kernel ignores signals of process 1 that it has no handler for."""
     node.start(**FREE_PORTS)
@@ -249,7 +249,7 @@ def test_process_1_is_stopped_while_it_starts(node: Container) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_process_1_leaves_no_zombies_of_others(node: Container) -> None:
     """Whoever is orphaned in a container, by `exec` say, becomes a child of process 1."""
     node.start(**FREE_PORTS)
