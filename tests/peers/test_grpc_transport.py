@@ -190,6 +190,7 @@ async def test_a_link_to_nowhere_closes_and_says_why_once(make: Any) -> None:
         await end.over.wait()
     assert [(line["event"], line["peer"]) for line in logs] == [("peer_unreachable", 2), ("peer_unreachable", 3)]
     assert "refused" in logs[0]["why"] and "no address" in logs[1]["why"]
+    assert "refused" in first.transport.problems[2] and "no address" in first.transport.problems[3]
     assert first.lost.empty()
 
 
@@ -200,10 +201,13 @@ async def test_a_name_that_does_not_resolve_yet_is_a_reason_to_wait_not_to_fail(
         _, end = first.open(2)
         await end.over.wait()
     assert "postbus-2.invalid" in logs[0]["endpoint"]
+    assert first.transport.problems.keys() == {2} and first.transport.peers == {2: False}
     second = await make(2)
     first.transport.set_address(2, f"127.0.0.1:{second.port}")
-    first.open(2)
-    await second.accepted.get()
+    _, end = first.open(2)
+    (await second.accepted.get()).link.send(b"here")
+    await end.until(1)
+    assert not first.transport.problems and first.transport.peers == {2: True}
 
 
 @pytest.mark.parametrize(
@@ -228,6 +232,7 @@ async def test_a_wrong_peer_is_refused_and_both_sides_say_why(
     there, here = sorted(logs, key=lambda line: str(line["kind"] == "refused_there"))
     assert (there["event"], there["kind"], there["peer"]) == ("peer_refused", kind, "ipv4:127.0.0.1")
     assert says in there["why"] and says in here["why"]
+    assert says in stranger.transport.problems[2]
     assert second.accepted.empty()
 
 
