@@ -214,7 +214,13 @@ class Bus:
         self._watches = Watches(self.coordinators, call_later=call_later)
         peer_calls.serve(self.calls, self.coordinators, self._watches)
         self.groups = CoordinatorClient(
-            self.coordinators, self._watches, self.calls, clock=self.clock, call_later=call_later, new_id=new_id
+            self.coordinators,
+            self._watches,
+            self.calls,
+            clock=self.clock,
+            call_later=call_later,
+            new_id=new_id,
+            quorum_problem=self.quorum.problem,
         )
 
     def _build_publishing(self, published: Callable[[str, int, int], None]) -> None:

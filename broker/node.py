@@ -297,6 +297,7 @@ class Node:
         self._cluster = ClusterService(
             metadata_log=bus.metadata_log,
             quorum=bus.raft,
+            silences_s=bus.quorum.silences_s,
             voters=bus.controller,
             calls=bus.calls,
             client=bus.partition_client,

@@ -53,7 +53,20 @@ def examine(
 
 def _of_controller(metadata: Mapping[str, Any], quorum: Mapping[str, Any] | None) -> Iterable[Finding]:
     if metadata["controller_node_id"] is None or quorum is None or quorum["leader_node_id"] is None:
-        yield Finding(Level.DOWN, "there is no controller: nothing can be changed, and no new leaders are elected")
+        missing = (
+            ()
+            if quorum is None
+            else tuple(
+                f"node {member['node_id']}{_at(metadata, member['node_id'])}"
+                for member in quorum["members"]
+                if member["voter"] and member.get("silence", 0) > 0
+            )
+        )
+        what = "there is no controller: nothing can be changed, and no new leaders are elected"
+        if quorum is not None and missing:
+            voters = sum(member["voter"] for member in quorum["members"])
+            what += f"; {len(missing)} of {voters} controllers unreachable"
+        yield Finding(Level.DOWN, what, missing)
         return
     silent = [
         f"node {member['node_id']}"
@@ -63,6 +76,11 @@ def _of_controller(metadata: Mapping[str, Any], quorum: Mapping[str, Any] | None
     voters = sum(member["voter"] for member in quorum["members"])
     if silent:
         yield Finding(Level.DEGRADED, f"{len(silent)} of {voters} voters say nothing", tuple(silent))
+
+
+def _at(metadata: Mapping[str, Any], node_id: int) -> str:
+    endpoints = [node["endpoint"] for node in metadata["nodes"] if node["node_id"] == node_id]
+    return f" ({endpoints[0]})" if endpoints else ""
 
 
 def _of_nodes(nodes: Iterable[Mapping[str, Any]]) -> Iterable[Finding]:

@@ -60,6 +60,7 @@ class QuorumWatch:
         self._interval_s = interval_s
         self._silence_s = silence_s
         self._unreachable: tuple[int, ...] = ()
+        self._unreachable_since: dict[int, float] = {}  # the loop's time
         self._task: asyncio.Task[None] | None = None
         calls.handle(PING, _pong)
         metadata_log.quorum_problem = self.problem
@@ -84,6 +85,11 @@ class QuorumWatch:
         """How many of them can't be reached, as far as this node is to know."""
         voters = self._voters()
         return sum(node_id in voters for node_id in self._unreachable)
+
+    def silences_s(self) -> dict[int, float]:
+        """Who can't be reached, and for how long."""
+        now = asyncio.get_running_loop().time()
+        return {node_id: max(now - since, 0.001) for node_id, since in self._unreachable_since.items()}
 
     def problem(self) -> str:
         """ "2 of 3 controllers unreachable: 2 (10.0.0.2:7071), 3 (10.0.0.3:7071)"; empty if there is none."""
@@ -115,6 +121,10 @@ class QuorumWatch:
                 )
             else:
                 self._unreachable = ()
+            now = asyncio.get_running_loop().time()
+            self._unreachable_since = {
+                node_id: self._unreachable_since.get(node_id, now) for node_id in self._unreachable
+            }
             await asyncio.sleep(self._interval_s)
 
     async def _ask_all(self) -> tuple[int, ...]:

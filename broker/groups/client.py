@@ -82,14 +82,16 @@ class CoordinatorClient:
         call_later: CallLater,
         settings: ClientSettings | None = None,
         new_id: Callable[[], str] = lambda: secrets.token_hex(12),
+        quorum_problem: Callable[[], str] = lambda: "",
     ) -> None:
-        """new_id: never the same twice, on any node."""
+        """new_id: never the same twice, on any node. quorum_problem: why none can be found; empty: there is nothing."""
         self.settings = settings or ClientSettings()
         self._coordinators = coordinators
         self._watches = watches
         self._calls = calls
         self._clock = clock
         self._new_id = new_id
+        self._quorum_problem = quorum_problem
         self._attachments = Attachments(coordinators, self._ask_for_changes, call_later=call_later, new_watch_id=new_id)
 
     def close(self) -> None:
@@ -373,10 +375,19 @@ class CoordinatorClient:
                 if maybe_done(error) and not repeatable:
                     raise _outcome_unknown() from error
                 if deadline - self._clock.monotonic() <= delay_s:
-                    raise
+                    raise self._why(error) from None
             # A new leader wakes this; that it has not heard of its election yet does not.
             await self._coordinators.changed(delay_s)
             delay_s = min(delay_s * 2, RETRY_S_MAX)
+
+    def _why(self, error: PostbusError) -> PostbusError:
+        """Without a quorum no coordinator moves anywhere: that is what is to be said."""
+        problem = self._quorum_problem()
+        if not problem or error.reason != Reason.ERROR_REASON_NO_LEADER:
+            return error
+        return PostbusError(
+            error.reason, f"{error.message}: {problem}", retry_after_ms=error.retry_after_ms, metadata=error.metadata
+        )
 
     async def _try(
         self,

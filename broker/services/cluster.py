@@ -6,7 +6,7 @@ wherever it is.
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -101,13 +101,16 @@ class ClusterService:
         *,
         metadata_log: MetadataLog,
         quorum: Quorum,
+        silences_s: Callable[[], Mapping[int, float]],
         voters: Voters,
         calls: Calls,
         client: PartitionClient,
         facts: NodeFacts,
     ) -> None:
+        """silences_s: who of the controllers this node can't reach, and for how long."""
         self._metadata_log = metadata_log
         self._quorum = quorum
+        self._silences_s = silences_s
         self._voters = voters
         self._calls = calls
         self.partition_client = client
@@ -229,10 +232,13 @@ class ClusterService:
         view = cluster_pb2.GetQuorumResponse(
             leader_node_id=self._quorum.leader_id, term=self._quorum.term, commit_index=self._quorum.commit_index
         )
+        # Nobody but a leader hears of all of them; without one, whom this node can't reach is asked again and again.
+        unreachable = self._silences_s() if self._quorum.leader_id is None else None
         for member in self._quorum.members():
             shown = view.members.add(node_id=member.node_id, voter=member.voter, match_index=member.match_index or 0)
-            if member.last_heard_s is not None:
-                shown.silence.FromMilliseconds(max(round(member.last_heard_s * 1000), 0))
+            silence_s = member.last_heard_s if unreachable is None else unreachable.get(member.node_id)
+            if silence_s is not None:
+                shown.silence.FromMilliseconds(max(round(silence_s * 1000), 0))
         return view
 
     async def add_voter(self, request: cluster_pb2.AddVoterRequest, call: Call) -> cluster_pb2.AddVoterResponse:

@@ -63,6 +63,15 @@ def _no_controller(cluster: FakeCluster) -> None:
     cluster.quorum.Clear()
 
 
+def _no_quorum(cluster: FakeCluster) -> None:
+    cluster.metadata.ClearField("controller_node_id")
+    cluster.quorum.ClearField("leader_node_id")
+    for member in cluster.quorum.members:
+        member.ClearField("silence")
+        if member.node_id != 1:
+            member.silence.FromSeconds(2)
+
+
 def _draining(cluster: FakeCluster) -> None:
     cluster.metadata.nodes[2].state = State.NODE_STATE_DRAINING
 
@@ -77,6 +86,7 @@ def _draining(cluster: FakeCluster) -> None:
         (_offline, 4, "1 partition has no leader: orders/0"),
         (_below_minimum, 4, "1 partition has too few in-sync replicas to publish: __groups/0"),
         (_no_controller, 4, "there is no controller"),
+        (_no_quorum, 4, "2 of 3 controllers unreachable: node 2 (bus-2:7070), node 3 (bus-3:7070)"),
     ],
 )
 def test_each_fault_is_named_and_has_its_exit_code(

@@ -9,7 +9,14 @@ import grpc
 import pytest
 from cluster import Cluster, ClusterBus, create_topic, running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from postbus.v1 import cluster_pb2, cluster_pb2_grpc, publisher_pb2, publisher_pb2_grpc
+from postbus.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    group_pb2,
+    group_pb2_grpc,
+    publisher_pb2,
+    publisher_pb2_grpc,
+)
 from values import first_values, publish, values
 
 pytestmark = pytest.mark.timeout(240)
@@ -52,6 +59,12 @@ async def test_two_of_three_are_gone(tmp_path: Path) -> None:
             admin = cluster.stub(survivor, cluster_pb2_grpc.ClusterServiceStub)
             await admin.DrainNode(cluster_pb2.DrainNodeRequest(node_id=survivor), timeout=8)
         assert undecided.value.code() is grpc.StatusCode.UNAVAILABLE
+        members = (await admin.GetQuorum(cluster_pb2.GetQuorumRequest(), timeout=8)).members
+        assert {member.node_id for member in members if member.HasField("silence")} == set(gone)
+        groups = cluster.stub(survivor, group_pb2_grpc.GroupServiceStub)
+        joins = group_pb2.HeartbeatRequest(group="g", topics=["t"])
+        with pytest.raises(grpc.aio.AioRpcError, match="2 of 3 controllers unreachable: "):
+            await groups.Heartbeat(joins, timeout=15)
         assert await first_values(cluster.nodes[survivor], 20) == list(range(20))
         await serving(cluster, survivor, "PublisherService", NOT_SERVING)
         await serving(cluster, survivor, "SubscriberService", SERVING)
