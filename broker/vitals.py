@@ -184,7 +184,11 @@ class Vitals:
             replicas_behind=behind,
             replicas_damaged=damaged,
             follower_lags=tuple(lags.items()),
-            peers=tuple(self._transport.peers.items()) if self._transport is not None else (),
+            peers=tuple(
+                (node_id, connected)
+                for node_id, connected in (self._transport.peers if self._transport is not None else {}).items()
+                if node_id in state.nodes  # addresses of those that were removed stay
+            ),
         )
 
     def _partitions(self) -> Iterator[PartitionSample]:

@@ -270,6 +270,31 @@ async def test_a_node_that_recovers_can_be_stopped(tmp_path: Path) -> None:
         assert found == list(range(40))
 
 
+@pytest.mark.slow
+async def test_a_node_that_fills_up_can_be_stopped(tmp_path: Path) -> None:
+    """The cluster counts on it, but it is not ready: it hands over, ends with 0, and goes on after the next start."""
+    async with named_nodes(tmp_path) as nodes:
+        for node in nodes.nodes.values():
+            node.environment["POSTBUS_CATCH_UP_BYTES_PER_SECOND"] = "1MiB"
+        await started(nodes)
+        async with Client(nodes.nodes[1].target) as client:
+            await client.topics.create("t", partition_count=1)
+            for number in range(20):
+                await client.append("t", [b"%d" % number + bytes(500_000)], partition=0)
+        node = nodes.nodes[3]
+        await node.kill()
+        node.folder = tmp_path / "new volume"
+        await node.start(wait=False)
+        await node.until_logged('"registered"')
+        await until_not_ready_says(node, "catching up with")
+        node.signal(signal.SIGTERM)
+        assert await ends(node) == 0, node.log()
+        assert '"hand_over_failure"' not in node.log()
+        await node.start()
+        async with Client(node.target) as client, client.subscribe("t", until_end=True) as records:
+            assert len([record async for record in records]) == 20
+
+
 async def test_two_signals_while_it_starts_end_it_at_once(tmp_path: Path) -> None:
     """With the second one's number as the exit code, as a shell tells it, unless the first was done by then."""
     async with named_nodes(tmp_path) as nodes:
