@@ -185,6 +185,7 @@ class Node:
         bus.add_image_listener(self._followed)
         peer_port = None
         if transport is not None:
+            transport.unwelcome = bus.raft.why_unwelcome
             assert settings.peer_port_wanted is not None
             try:
                 peer_port = await transport.start(settings.host, settings.peer_port_wanted)

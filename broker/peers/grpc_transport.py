@@ -63,6 +63,7 @@ class GrpcTransport:
         self._addresses: dict[int, str] = {}
         self._channels: dict[int, _Channel] = {}
         self._stores: dict[int, str] = {}
+        self.unwelcome: Callable[[PeerId], str] = lambda _: ""  # why a node may not talk, though it is of this cluster
         self.problems: dict[int, str] = {}  # why the last try to reach a node failed; of those that were not since
         self._lost_listeners: list[Callable[[int], None]] = []
         self._links: dict[GrpcLink, asyncio.Task[None] | None] = {}  # with the task of those that this node opened
@@ -233,6 +234,8 @@ class GrpcTransport:
             try:
                 peer = self._identity.check(context.invocation_metadata() or ())
                 self._refuse_second(peer)
+                if why := self.unwelcome(peer):
+                    raise PeerRefused("removed", why)
             except PeerRefused as refused:
                 # The port is another one each time.
                 address = context.peer().rpartition(":")[0]

@@ -142,6 +142,15 @@ class RaftNode:
         """In order of their ids; none before the cluster has taken this node in."""
         return [self._member(seat.node_id, seat.store_id, seat.voter) for seat in self._core.configuration.seats]
 
+    def why_unwelcome(self, peer: PeerId) -> str:
+        """Of a disk that was taken out: nobody will ever answer it, and without a word it would wait for ever."""
+        if peer.store_id not in self._core.configuration.removed_stores:
+            return ""
+        return (
+            f"node {peer.node_id} was removed from this cluster, and with it its disk (store {peer.store_id}): start it"
+            " with an empty data directory"
+        )
+
     # --- Life.
 
     def start(self) -> None:

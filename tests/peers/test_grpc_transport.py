@@ -259,6 +259,22 @@ async def test_a_second_node_under_an_id_is_refused_while_the_first_is_connected
     assert far.link is not None and far.link.peer == PeerId(1, "another disk")
 
 
+async def test_a_node_that_is_unwelcome_is_told_why(make: Any) -> None:
+    """By whoever knows more of it than who it is; others are let in."""
+    second = await make(2)
+    second.transport.unwelcome = lambda peer: f"{peer.store_id} was removed" if peer.node_id == 1 else ""
+    first, third = await make(1, second), await make(3, second)
+    with capture_logs() as logs:
+        _, refused = first.open(2)
+        await refused.over.wait()
+    assert {line["kind"] for line in logs} == {"removed", "refused_there"}
+    assert all(line["why"] == "store-1 was removed" for line in logs)
+    assert first.transport.problems[2] == "store-1 was removed"
+    third.open(2)
+    far = await second.accepted.get()
+    assert far.link is not None and far.link.peer.node_id == 3
+
+
 async def test_an_address_that_is_another_nodes_is_refused(make: Any) -> None:
     third = await make(3)
     first = await make(1)

@@ -333,6 +333,8 @@ def test_members_come_and_go() -> None:
         for node_id in (4, 4):
             await cluster.run(leader, lambda node, at=node_id: node.remove(at))  # type: ignore[misc]
         assert len(cluster.node(leader).members()) == 3
+        assert "empty data directory" in cluster.node(leader).why_unwelcome(fourth.node.me)
+        assert cluster.node(leader).why_unwelcome(PeerId(4, "another disk")) == ""
         with pytest.raises(PostbusError) as refused:
             await cluster.run(leader, lambda node: node.remove(leader))
         assert refused.value.reason == Reason.ERROR_REASON_PRECONDITION_NOT_MET
