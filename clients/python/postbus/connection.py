@@ -99,6 +99,7 @@ class Connections:
         self._options = [*{**CHANNEL_OPTIONS, **(options or {})}.items()]
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._made: dict[str, float] = {}
+        self._retired: set[grpc.aio.Channel] = set()
         self._closing: set[asyncio.Task[None]] = set()
         # Of other nodes that answered: for when those that were given do not.
         self.learned: tuple[str, ...] = ()
@@ -151,9 +152,16 @@ class Connections:
         )
 
     def _part_with(self, channel: grpc.aio.Channel) -> None:
-        closing = asyncio.get_running_loop().create_task(channel.close())
+        self._retired.add(channel)
+        closing = asyncio.get_running_loop().create_task(self._close_later(channel))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+    async def _close_later(self, channel: grpc.aio.Channel) -> None:
+        """Its calls have failed, but have not all been told: closed at once, it would cancel whoever waits for them."""
+        await asyncio.sleep(RENEWAL_INTERVAL)
+        await channel.close()
+        self._retired.discard(channel)
 
     def server_stream(
         self, method: str, request: Message, response: Callable[[bytes], ResponseT]
@@ -262,8 +270,11 @@ class Connections:
     async def close(self) -> None:
         """Closes all channels; what is under way is cancelled."""
         self._closed = True
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
+        for closing in self._closing:
+            closing.cancel()
         if self._closing:
             await asyncio.wait(self._closing)
+        for channel in (*self._channels.values(), *self._retired):
+            await channel.close()
+        self._channels.clear()
+        self._retired.clear()
