@@ -191,3 +191,24 @@ async def test_data_of_another_node_or_cluster_is_refused(tmp_path: Path) -> Non
             assert "exit code 1" in str(ended.value) and why in str(ended.value)
         await cluster.start()
         assert await values(cluster.nodes[3]) == list(range(10))
+
+
+async def test_a_removed_node_on_its_old_disk_is_told_so(tmp_path: Path) -> None:
+    """It is not taken in, and says why; with an empty folder it is a node like any other."""
+    async with running(tmp_path) as cluster:
+        fourth = await cluster.join(4)
+        await cluster.stop(4)
+        removal = cluster_pb2.RemoveNodeRequest(node_id=4)
+        while True:
+            stub = cluster.stub(await cluster.controller(), cluster_pb2_grpc.ClusterServiceStub)
+            try:
+                await stub.RemoveNode(removal, timeout=10)
+                break
+            except grpc.aio.AioRpcError as error:
+                assert "is at work" in str(error.details())
+        await fourth.start(wait=False)
+        await fourth.until_logged("node 4 was removed from this cluster")
+        assert not fourth.ready.is_set()
+        await fourth.kill()
+        shutil.rmtree(fourth.folder)
+        await fourth.start()
