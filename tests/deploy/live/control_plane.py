@@ -21,7 +21,7 @@ from api import Api
 TOKEN = "live-run"
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 3.0  # the API server would wait a minute for its watches to end
-NODE_GRACE_S = 8
+NODE_GRACE_S = 10
 EVICTION_S = 5
 COMMANDS = ("etcd", "kubectl", "openssl", "unshare", "nsenter", "setpriv", "mount")
 

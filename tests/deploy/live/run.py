@@ -27,6 +27,7 @@ import control_plane
 import image_folders
 from control_plane import StartError
 from load import Pauses
+from shop_steps import build_images
 from stage import Stage
 from steps import STEPS, Step
 from verdict import look_at_everything
@@ -99,10 +100,14 @@ async def _run(plane: control_plane.ControlPlane, folder: Path, arguments: argpa
     versions = (version, f"{version}+next".replace("+", "-"))
     outcomes: list[Outcome] = []
     async with Stage.open(plane, folder, versions=versions, revision=arguments.revision) as stage:
-        for step in STEPS:
-            wanted = not arguments.steps or any(word in step.name for word in arguments.steps)
-            if step is not STEPS[0] and not wanted:
-                continue
+        wanted = [
+            step
+            for step in STEPS
+            if step is STEPS[0] or not arguments.steps or any(word in step.name for word in arguments.steps)
+        ]
+        if any("shop" in step.name for step in wanted):
+            await asyncio.to_thread(build_images, stage)
+        for step in wanted:
             outcome = await _step(stage, step)
             outcomes.append(outcome)
             print(outcome.row(), f"load {outcome.load:.1f}", flush=True)

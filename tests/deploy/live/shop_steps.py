@@ -30,7 +30,6 @@ BACKLOG = 1200
 
 async def rolled_shop(stage: Stage) -> str:
     """Deployed, ordered from, and restarted in the middle of it."""
-    await asyncio.to_thread(build_images, stage)
     await stage.kubectl("create", "namespace", NAMESPACE)
     await stage.kubectl("apply", "-f", str(write_manifests(stage.folder / "shop.yaml")))
     await stage.kubectl("-n", NAMESPACE, "wait", "--for=condition=complete", "job/shop-topics", "--timeout=120s")
@@ -85,7 +84,7 @@ async def scaled_by_lag(stage: Stage) -> str:
 
 
 def build_images(stage: Stage) -> None:
-    """Both of the shop's, in one folder."""
+    """Both of the shop's, in one folder. Before the first step: a compiler would take the processor from what runs."""
     built = build_services(stage.folder / "images/shop")
     build_shipping(built)
     image = Image(
