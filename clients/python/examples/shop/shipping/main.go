@@ -105,6 +105,7 @@ func (s *service) run(ctx context.Context) error {
 		Group:           "shipping",
 		Topics:          []*pb.TopicSelector{{Topic: "orders"}},
 		MaxBatchRecords: 10, // packing is slow: acknowledge often
+		WindowRecords:   50, // and what was sent here stays here, however many members come to help
 	}
 	for ctx.Err() == nil {
 		err := s.ship(ctx, start)
