@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import rocksdict
 
 from broker.storage.errors import StorageError, StoreCorrupt, StoreFailed, WriteStalled
+from broker.storage.wal_check import wal_is_whole
 
 PutOp = tuple[Literal["put"], str, bytes, bytes]
 DeleteOp = tuple[Literal["delete"], str, bytes]
@@ -93,12 +94,14 @@ class Engine:
     def open_damaged(cls, path: Path, families: Mapping[str, FamilyOptions]) -> "Engine":
         """To be read only, and changed in nothing, as far as it can be. Raises StoreCorrupt, StoreFailed.
 
-        A table that can't be opened makes reading of its keys fail, not the opening of the rest.
+        A table that can't be opened makes reading of its keys fail, not the opening of the rest. What it holds is all
+        that was written, or all up to some point: what damage in the WAL stands before is not there.
         """
         cache = rocksdict.Cache(32 * MIB)
         options = _database_options(96 * MIB, "point_in_time")
         options.create_if_missing(False)
-        options.set_paranoid_checks(False)
+        # Without them damaged tables are opened around, but damaged records of the WAL are passed over, too.
+        options.set_paranoid_checks(not wal_is_whole(path))
         column_families = {name: _family_options(family, cache) for name, family in families.items()}
         try:
             access = rocksdict.AccessType.read_only()

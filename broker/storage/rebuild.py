@@ -27,7 +27,7 @@ from pathlib import Path
 
 from broker.storage.durable_mark import fsync_folder, write_mark
 from broker.storage.engine import Engine
-from broker.storage.errors import StoreFailed
+from broker.storage.errors import StoreCorrupt, StoreFailed
 from broker.storage.salvage import Salvaged
 
 
@@ -112,7 +112,12 @@ def copy(
             f" it, and there are {room_bytes:,}: make room, or give this node an empty data directory, if the other"
             " nodes of its cluster have all that it holds"
         )
-    target = open_target(rebuilding)
+    try:
+        target = open_target(rebuilding)
+    except StoreCorrupt:
+        # A power cut may leave anything of what was not made durable yet.
+        shutil.rmtree(rebuilding)
+        target = open_target(rebuilding)
     try:
         salvaged = salvage(source, target)
         target.flush_wal()

@@ -193,6 +193,8 @@ class _LogCopy:
         if torn:
             self._mend(state.end_offset)
         self._copy_producers()
+        # Durable before its state is: a power cut must not leave a state alone.
+        self._target.flush_wal()
         self.writer.put_all([("put", STATE, log_key(self._log_id), state.encode())])
 
     def _entries(self, family: str, begin: int, end: int, *, at_once: int) -> Iterator[tuple[bytes, bytes] | Hole]:

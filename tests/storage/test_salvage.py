@@ -330,6 +330,75 @@ async def test_a_copy_that_is_cut_short_goes_on_behind_what_is_copied(
     await store.close()
 
 
+async def test_a_copy_that_a_power_cut_has_damaged_is_begun_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it was promised, so nothing of it is a loss."""
+
+    run, copied = salvage._LogCopy.run, []
+
+    def run_once(self: Any) -> None:
+        if copied:
+            raise _CutShort
+        copied.append(self._log_id)
+        run(self)
+
+    rebuild.request(folder / "data", "a test")
+    monkeypatch.setattr(salvage._LogCopy, "run", run_once)
+    with pytest.raises(_CutShort):
+        await opened(folder)
+    monkeypatch.undo()
+    wal = max((folder / "data.rebuilding").glob("*.log"), key=lambda file: file.stat().st_size)
+    flip(wal, wal.stat().st_size // 2)
+    store = await rebuilt(folder, replicated=True)
+    assert not store.recovery.unclean
+    await check(store, whole=True)
+    await store.close()
+
+
+async def test_a_log_is_durable_before_its_state_says_that_it_is_copied(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    write, flush_wal = Engine.write, Engine.flush_wal
+
+    def note_write(self: Engine, ops: Any) -> None:
+        if self.path.name == "data.rebuilding":
+            steps.append("state" if any(op[1] == STATE for op in ops) else "write")
+        write(self, ops)
+
+    def note_flush(self: Engine) -> None:
+        if self.path.name == "data.rebuilding":
+            steps.append("fsync")
+        flush_wal(self)
+
+    monkeypatch.setattr(Engine, "write", note_write)
+    monkeypatch.setattr(Engine, "flush_wal", note_flush)
+    await (await rebuilt(folder)).close()
+    assert [steps[at - 1] for at, step in enumerate(steps) if step == "state"] == ["fsync"] * len(LOGS)
+    assert steps[-1] == "fsync"
+
+
+async def test_damage_in_the_wal_is_not_passed_over(tmp_path: Path) -> None:
+    """Records behind it would be copied, those that it took would look as if they had never been."""
+    path, count = tmp_path / "store", 200
+    store = await opened(path)
+    log = store.create_log(1)
+    for offset in range(count):
+        log.append(NewBatch(content(1, offset), 1, leader_epoch=1), now_us=offset)
+        await log.barrier()
+    await store.close()
+    wal = max((path / "data").glob("*.log"), key=lambda file: file.stat().st_size)
+    flip(wal, wal.stat().st_size // 2)
+    rebuild.request(path / "data", "a test")
+    with pytest.raises(StoreLoss):
+        await opened(path)
+    store = await opened(path, replicated=True)
+    assert store.recovery.unclean
+    log = store.log(1)
+    assert 0 < log.end_offset < count
+    assert list(await read_all(log)) == list(range(log.end_offset))
+    await store.close()
+
+
 @pytest.mark.parametrize("step", range(8))
 async def test_the_replacement_may_be_cut_short_anywhere(
     folder: Path, step: int, monkeypatch: pytest.MonkeyPatch
@@ -403,6 +472,24 @@ async def test_metadata_that_is_damaged_where_nothing_lives_is_copied(tmp_path: 
     assert store.meta.engine.multi_get(RAFT, [b"h"]) == [b"voted for 2"]
     assert len(store.meta.engine.scan(RAFT, b"e", b"f")) == 200
     await asyncio.to_thread(compact_family, store.meta.engine, RAFT)
+    await store.close()
+
+
+async def test_metadata_that_the_wal_has_lost_makes_another_store_of_it(tmp_path: Path) -> None:
+    """RocksDB passes over a damaged record if it is to pass over damaged tables: a vote, for one."""
+    path = tmp_path / "store"
+    store = await opened(path, replicated=True)
+    for number in range(100):
+        store.meta.committer.submit([("put", RAFT, b"e%d" % number, bytes(500))], size_bytes=1)
+        await store.meta.committer.barrier()
+    before = store.identity.store_id
+    await store.close()
+    wal = max((path / "meta").glob("*.log"), key=lambda file: file.stat().st_size)
+    flip(wal, wal.stat().st_size // 2)
+    rebuild.request(path / "meta", "a test")
+    store = await opened(path, replicated=True)
+    assert store.identity.store_id != before
+    assert store.recovery.unclean
     await store.close()
 
 
