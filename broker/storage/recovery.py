@@ -211,10 +211,17 @@ def _copy_readable(
 
 
 def accept_loss(
-    data_dir: Path, spec: DatabaseSpec, *, now_us: int, expected: bool = False, keep_copy: bool = True
+    data_dir: Path,
+    spec: DatabaseSpec,
+    *,
+    now_us: int,
+    expected: bool = False,
+    keep_copy: bool = True,
+    on_loss: Callable[[], None] = lambda: None,
 ) -> Loss | None:
     """Makes a database open again with what is left of it, and records what is gone. None: nothing is.
 
+    on_loss: called before anything is changed, after which nothing may tell of the loss if this is cut short.
     keep_copy: the damaged files are kept beside it (as hard links: they cost space only once they would have been
     deleted). Where nothing can be opened at all, it begins empty.
     """
@@ -224,6 +231,7 @@ def accept_loss(
         return None
     except StoreLoss as error:
         reason = str(error)
+    on_loss()
     promised = read_mark(mark_path)
     copy = data_dir / f"{spec.name}.damaged-{now_us}"
     if path.exists() and keep_copy:

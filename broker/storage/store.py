@@ -390,14 +390,15 @@ def accept_losses(data_dir: Path, settings: StorageSettings, *, now_us: int) -> 
         meta, data = database_specs(settings)
         losses = []
         for spec in (meta, data):
-            loss = accept_loss(data_dir, spec, now_us=now_us, expected=identity is not None)
-            if loss is None:
-                continue
-            if spec is meta and identity is not None and identity.replicated:
-                # What it had promised to its peers is forgotten: it must not pass for the store that promised it.
-                lock.write_identity(replace(identity, store_id=uuid.uuid4().hex))
-            lock.write_unclean()
-            losses.append(loss)
+
+            def on_loss(spec: DatabaseSpec = spec) -> None:
+                lock.write_unclean()
+                if spec is meta and identity is not None and identity.replicated:
+                    # What it had promised to its peers is forgotten: it must not pass for the store that promised it.
+                    lock.write_identity(replace(identity, store_id=uuid.uuid4().hex))
+
+            loss = accept_loss(data_dir, spec, now_us=now_us, expected=identity is not None, on_loss=on_loss)
+            losses.extend([loss] if loss is not None else [])
         return losses
     finally:
         lock.release()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.clock import ManualClock
-from broker.storage.data_dir import read_identity
+from broker.storage.data_dir import DataDir, read_identity
 from broker.storage.durable_mark import DurableMark, read_mark
 from broker.storage.engine import Engine
 from broker.storage.errors import LogCorrupt, StoreFailed, StoreLoss
@@ -295,6 +295,28 @@ async def test_accepting_lost_metadata_of_a_cluster_by_hand_makes_another_store_
     assert before is not None
     assert after is not None
     assert before.store_id != after.store_id
+
+
+@pytest.mark.parametrize("name", ["meta", "data"])
+async def test_accepting_that_is_cut_short_leaves_no_store_that_passes_for_whole(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could vote a second time, or be elected without what it had promised to keep."""
+    await (await opened(folder, replicated=True)).close()
+    before = read_identity(folder)
+    shutil.rmtree(folder / name)
+
+    def cut_short(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataDir, "_write", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            accept_losses(folder, SETTINGS, now_us=1)
+    store = await opened(folder, replicated=True)
+    assert store.recovery.unclean
+    assert (store.identity != before) == (name == "meta")
+    await store.close()
 
 
 @pytest.mark.parametrize("name", ["meta", "data"])
