@@ -668,7 +668,9 @@ class PartitionLog:
         try:
             async with self.rearranging:
                 state = self._state
-                log_time_us = self.request_ids.log_time_us(self._context.clock.wall_us())
+                # As long as nobody knows how late it is: no earlier than the last append, or all there is were young.
+                wall_us = self._context.clock.wall_us() or state.last_append_time_us
+                log_time_us = self.request_ids.log_time_us(wall_us)
                 since_us = log_time_us - self.request_ids.window_us
                 high_watermark = state.high_watermark
                 begin = state.index_deleted_offset

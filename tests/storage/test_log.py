@@ -293,6 +293,23 @@ async def test_request_ids_come_back_with_the_log(open_store: OpenStore, clock: 
     )
 
 
+async def test_while_nobody_knows_how_late_it_is_old_request_ids_stay_old(
+    open_store: OpenStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a log has ever had would be read, and leave no room for new ones."""
+    store = await open_store()
+    log = store.create_log(1)
+    t0 = clock.wall_us()
+    log.append(new(1, request_id=b"old"), now_us=t0)
+    log.append(new(1, request_id=b"young"), now_us=t0 + 3600 * SECOND_US)
+    await store.close()
+    monkeypatch.setattr(clock, "wall_us", lambda: 0)  # as `ClusterClock.ages` has it
+    log = (await open_store()).log(1)
+    await log.load_request_ids()
+    assert log.request_ids.find(b"young")
+    assert len(log.request_ids) == 1
+
+
 async def test_request_ids_outlive_their_trimmed_records_by_the_window(
     open_store: OpenStore, clock: ManualClock
 ) -> None:
