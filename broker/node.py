@@ -132,6 +132,8 @@ class Node:
             on_maintenance_error=lambda error: log.warning("maintenance_failure", error=str(error)),
         )
         self._stack.push_async_callback(store.close)
+        if is_clustered:
+            self._clock.expect_others()  # the store's upkeep goes on while the rest is loaded
         for loss in store.recovery.losses:
             log.error("data_lost", loss=str(loss), action="the other nodes have it; this one refills")
         for rebuilt in store.recovery.rebuilt:
