@@ -97,7 +97,8 @@ def main() -> int:
 
 async def _run(plane: control_plane.ControlPlane, folder: Path, arguments: argparse.Namespace) -> bool:
     version = image_folders.version_of_tree()
-    versions = (version, f"{version}+next".replace("+", "-"))
+    before = f"{version}-{arguments.revision[:12]}" if arguments.revision else version
+    versions = (before, f"{version}-next")
     outcomes: list[Outcome] = []
     async with Stage.open(plane, folder, versions=versions, revision=arguments.revision) as stage:
         wanted = [
