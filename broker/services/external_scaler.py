@@ -148,7 +148,8 @@ class ExternalScaler:
             if error.reason != Reason.ERROR_REASON_GROUP_NOT_FOUND or named is None:
                 raise
             group = group_pb2.Group(name=trigger.group)  # its first member creates it
-        topics = [named] if named is not None else self._read_by(group)
+        read = self._read_by(group, trigger)
+        topics = [named] if named is not None else read
         if not topics:
             raise errors.invalid_field(
                 "scalerMetadata.topic",
@@ -156,9 +157,15 @@ class ExternalScaler:
             )
         return _sum([await self._backlog_of(topic, group, trigger, deadline) for topic in topics])
 
-    def _read_by(self, group: group_pb2.Group) -> list[PartitionedTopic]:
-        names = sorted({offset.topic for offset in group.offsets})
-        return [topic for name in names if (topic := self._partitions.find_name(name)) is not None]
+    def _read_by(self, group: group_pb2.Group, trigger: Trigger) -> list[PartitionedTopic]:
+        """Raises TOPIC_NOT_FOUND, PARTITION_NOT_FOUND for what only the coordinator knows: left out, it were no lag."""
+        topics: dict[str, PartitionedTopic] = {}
+        for offset in group.offsets:
+            if trigger.topic not in ("", offset.topic):
+                continue
+            topic = topics.setdefault(offset.topic, self._partitions.topic(offset.topic))
+            topic.partition(offset.partition)
+        return [topics[name] for name in sorted(topics)]
 
     async def _backlog_of(
         self, topic: PartitionedTopic, group: group_pb2.Group, trigger: Trigger, deadline: float

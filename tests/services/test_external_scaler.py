@@ -218,6 +218,35 @@ async def test_what_does_not_exist_is_not_found_and_nothing_is_guessed(open_node
     assert (code, "scalerMetadata.topic" in message) == ("INVALID_ARGUMENT", True)
 
 
+async def test_what_only_the_coordinator_knows_is_not_left_out(
+    open_node: OpenNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that has not heard of a topic yet, or of its newer partitions: not even zero is told of the rest."""
+    bus = await open_node()
+    for topic in ("orders", "returns"):
+        await bus.create(topic, 2)
+        await bus.publish(topic, *[b"v"] * 50, partition=1)
+    await commit(bus, "orders", 1, 50)
+    await commit(bus, "returns", 1, 30)
+    assert await Keda(bus.channel).metric() == 20
+    # Of another node: what it says stays.
+    told = (await bus.groups.GetGroup(group_pb2.GetGroupRequest(name="g"), timeout=10)).group
+
+    async def get_group(name: str, *, timeout_s: float | None = None) -> group_pb2.Group:
+        return told
+
+    monkeypatch.setattr(bus.node._bus.groups, "get_group", get_group)
+    topics = bus.node._bus.partitions._by_name
+    with monkeypatch.context() as patch:
+        patch.setattr(topics["returns"], "partitions", topics["returns"].partitions[:1])
+        for keda in (Keda(bus.channel), Keda(bus.channel, topic="returns")):
+            assert (await refused(keda.active()))[0] == "NOT_FOUND"
+    with monkeypatch.context() as patch:
+        patch.delitem(topics, "returns")
+        assert (await refused(Keda(bus.channel).active()))[0] == "NOT_FOUND"
+    assert await Keda(bus.channel).metric() == 20
+
+
 async def test_bad_triggers_are_refused_by_every_method(open_node: OpenNode) -> None:
     """Missing, malformed, unknown; a metric of another trigger; bytes that are no message."""
     bus = await open_node()
