@@ -86,10 +86,17 @@ class Bus:
         self.groups = group_pb2_grpc.GroupServiceStub(self.channel)
         self.topics = topic_pb2_grpc.TopicServiceStub(self.channel)
 
+    async def until_ready(self) -> None:
+        """Waits for a broker to try. Before every try, and so where a client ends that was cancelled meanwhile."""
+        await self.broker.ready.wait()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError  # of a call that ends in that moment, grpc.aio tells only how it ended
+
     async def until_done(self, method: Any, request: Any) -> Any:
         """A unary call, made again as long as the broker is away."""
         while True:
-            await self.broker.ready.wait()
+            await self.until_ready()
             try:
                 return await method(request, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:

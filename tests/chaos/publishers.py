@@ -166,7 +166,7 @@ class OncePublisher(UnaryPublisher):
             request.precondition.end_offset = 1 << 60
         outcome = Outcome.UNKNOWN
         ranges: Iterable[publisher_pb2.PublishedRange] = ()
-        await self.bus.broker.ready.wait()
+        await self.bus.until_ready()
         self.recorder.sent(1)
         try:
             response = await self.bus.publisher.Publish(request, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
@@ -213,7 +213,7 @@ class StreamPublisher:
         """Publishes until told to stop, and all is answered."""
         await self.prepare()
         while not stop.is_set() or self._unanswered:
-            await self.bus.broker.ready.wait()
+            await self.bus.until_ready()
             call = self.bus.publisher.PublishStream(wait_for_ready=True)
             reader = asyncio.create_task(self._read(call))
             try:
@@ -239,10 +239,11 @@ class StreamPublisher:
         for request, _, _ in list(self._unanswered.values()):
             await call.write(request)
         while not stop.is_set() and not reader.done():
-            while len(self._unanswered) < self.depth:
+            if len(self._unanswered) < self.depth:
                 await call.write(self._next())
-            self._answered.clear()
-            await self._answered.wait()
+            else:
+                self._answered.clear()
+                await self._answered.wait()
         if not reader.done():
             await call.done_writing()
 

@@ -34,7 +34,7 @@ class Reader:
         for partition, offset in self.positions.items():
             self.recorder.note(Positioned(self.name, Place(self.topic, partition), offset))
         while True:
-            await self.bus.broker.ready.wait()
+            await self.bus.until_ready()
             call = self.bus.subscriber.Subscribe(wait_for_ready=True)
             try:
                 await call.write(self._start(until_end=until_end, accept=accept))
@@ -150,7 +150,7 @@ class Member:
     async def run(self) -> None:
         """Until it has left."""
         while not self._leaving:
-            await self._bus.broker.ready.wait()
+            await self._bus.until_ready()
             call = self._call = self._bus.subscriber.Subscribe(wait_for_ready=True)
             try:
                 await call.write(self._start())

@@ -6,7 +6,7 @@ place: all of them stubs-only, all given every node's address. Faults come from 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from bus import Bus, Recorder
 from cluster import Cluster, ClusterBus, create_topic
@@ -53,8 +53,9 @@ class Workload:
         restart_all: bool = True,
     ) -> None:
         """Topics, clients, `trouble`, and then quiet: everything acknowledged must be everywhere, once, in order."""
-        for topic, count in TOPICS.items():
-            await create_topic(self.bus, topic, partition_count=count)
+        async with asyncio.timeout(SETTLE_S):
+            for topic, count in TOPICS.items():
+                await create_topic(self.bus, topic, partition_count=count)
         await self.cluster.until_in_sync()
         stop = asyncio.Event()
         try:
@@ -62,19 +63,20 @@ class Workload:
                 publishing = [tasks.create_task(one.run(stop), name=one.name) for one in self.publishers]
                 memberships = [tasks.create_task(member.run(), name=member.name) for member in self.members]
                 reading = [tasks.create_task(reader.run(), name=reader.name) for reader in self.readers]
-                await self.recorder.until(lambda: all(member.assigned for member in self.members))
+                async with asyncio.timeout(SETTLE_S):
+                    await self.recorder.until(lambda: all(member.assigned for member in self.members))
                 await self.acknowledged(20)
                 await trouble(self)
                 await self.acknowledged(20)
                 stop.set()
-                await asyncio.wait(publishing)
+                await _until_ended(publishing)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(SETTLE_S):
                         await self.recorder.until(self._everybody_saw_everything)
                         self.settled = True
                 for member in self.members:
                     await member.leave()
-                await asyncio.wait(memberships)
+                await _until_ended(memberships)
                 for task in reading:
                     task.cancel()
             await self._look_at_commits()
@@ -126,7 +128,8 @@ class Workload:
 
     async def _look_at_commits(self) -> None:
         request = group_pb2.GetCommittedOffsetsRequest(group=GROUP)
-        answer = await self.bus.until_done(self.bus.groups.GetCommittedOffsets, request)
+        async with asyncio.timeout(SETTLE_S):
+            answer = await self.bus.until_done(self.bus.groups.GetCommittedOffsets, request)
         for committed in answer.offsets:
             self.recorder.note(Committed(GROUP, Place(committed.topic, committed.partition), committed.offset))
 
@@ -147,3 +150,10 @@ class Workload:
             f" {len(late)} not seen by the group; faults: {recorder.history.faults};"
             f" members: {[(member.name, sorted(map(str, member.assigned))) for member in self.members]}"
         )
+
+
+async def _until_ended(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Until all of them are over, by themselves: what stands still, or was given up quietly, is a finding."""
+    _, standing = await asyncio.wait(tasks, timeout=SETTLE_S)
+    assert not standing, f"after {SETTLE_S:g} s these stand still: {sorted(map(str, standing))}"
+    assert not any(task.cancelled() for task in tasks), f"somebody was cancelled: {sorted(map(str, tasks))}"
