@@ -41,6 +41,7 @@ class Directory:
         self._doubts: dict[str, asyncio.Task[None]] = {}
         self._listeners: list[Callable[[str], None]] = []
         self._watch: asyncio.Task[None] | None = None
+        self._closed = False
 
     def address(self, topic: str, partition: int) -> str:
         """Where its leader is; empty: not known, or not to be reached: go to any node."""
@@ -82,6 +83,7 @@ class Directory:
 
     async def close(self) -> None:
         """Ends its tasks."""
+        self._closed = True
         tasks = [*self._probes.values(), *self._doubts.values(), *([self._watch] if self._watch is not None else [])]
         for task in tasks:
             task.cancel()
@@ -118,6 +120,8 @@ class Directory:
                 return
             except Exception:
                 log.exception("following the cluster failed")
+            if self._closed:
+                return  # It was cancelled just as the stream ended, and grpc.aio told it of that end alone.
             attempt += 1
             await asyncio.sleep(backoff(attempt))
 
