@@ -234,7 +234,26 @@ class Cluster:
                 )
             )
 
-        await self._known(complete, is_node=False)
+        try:
+            await self._known(complete, is_node=False)
+        except TimeoutError as error:
+            error.add_note("\n".join([await self._view(number) for number in self.nodes]))
+            raise
+
+    async def _view(self, number: int) -> str:
+        """What a node knows of leaders and replicas in sync, for people."""
+        if not self.is_running(number) or number in self.paused:
+            return f"node {number} does not run"
+        try:
+            seen = await self.metadata(number)
+        except grpc.aio.AioRpcError as error:
+            return f"node {number} does not answer: {error.code()}, {error.details()}"
+        partitions = [
+            f"{topic.name}/{one.partition} of {one.leader_node_id or 'nobody'}, {list(one.isr_node_ids)} in sync"
+            for topic in seen.topics
+            for one in topic.partitions
+        ]
+        return f"node {number}: controller {seen.controller_node_id or 'nobody'}; " + "; ".join(partitions)
 
     async def _known(self, find: Callable[[cluster_pb2.GetMetadataResponse], int], *, is_node: bool = True) -> int:
         async with asyncio.timeout(WAIT_S):
