@@ -166,7 +166,7 @@ class Controller:
         return NodeHeartbeatAnswer(
             fenced=node.fenced,
             index=self._metadata_log.decided.index,
-            wall_us=self._clocks.agreed_us([one.node_id for one in self._nodes() if not one.fenced], now_s=now),
+            wall_us=self._clocks.agreed_us(self._clocks_counted(), now_s=now),
         ).SerializeToString()
 
     # --- timers ---
@@ -240,6 +240,11 @@ class Controller:
 
     def _nodes(self) -> list[NodeState]:
         return list(self._metadata_log.decided.nodes.values())
+
+    def _clocks_counted(self) -> set[int]:
+        """Voters even while they are fenced: else one node that is alone for a moment would be right about the time."""
+        voters = {member.node_id for member in self._raft.members() if member.voter}
+        return voters | {node.node_id for node in self._nodes() if not node.fenced}
 
     def _propose(self, command: Command) -> None:
         """Nobody waits for it: what is not done now is due again at the next tick or heartbeat."""

@@ -23,7 +23,7 @@ class NodeClocks:
             self._heard[node_id] = (now_s, wall_us - round(now_s * 1_000_000))
 
     def agreed_us(self, counted: Collection[int], *, now_s: float) -> int:
-        """The wall time now; 0: not known. counted: the nodes that the cluster counts on."""
+        """The wall time now; 0: not known. counted: the nodes most of which have to be heard."""
         recent = {
             node_id: clock_us for node_id, (at_s, clock_us) in self._heard.items() if now_s - at_s <= self._silence_s
         }
