@@ -18,7 +18,7 @@ PARTITIONS = 6
 ROLL_S = 300.0
 # What a stop, a drain or an upgrade may cost.
 GRACEFUL_PAUSE_S = 0.5
-# Moving all there is to other nodes, on the same disk and cores that publish.
+# Copying all there is to another node, on the same disk and cores that publish.
 MOVING_PAUSE_S = 1.0
 # What a kill may cost (bench/README.md: a second, three at worst).
 KILL_PAUSE_S = 3.0
@@ -258,7 +258,7 @@ STEPS = (
     Step("a pod deleted by force", deleted_by_force, KILL_PAUSE_S),
     Step("two pods with one ordinal", two_with_one_ordinal, KILL_PAUSE_S),
     Step("a node that loses its power", lost_power, KILL_PAUSE_S),
-    Step("a lost volume", lost_volume, GRACEFUL_PAUSE_S),
+    Step("a lost volume", lost_volume, MOVING_PAUSE_S),
     Step("the shop: three Deployments, rolled", rolled_shop, GRACEFUL_PAUSE_S),
     Step("the shop: consumers scaled by their lag", scaled_by_lag, GRACEFUL_PAUSE_S),
     Step("helm uninstall, helm install on the kept claims", reinstalled, None),
