@@ -48,6 +48,8 @@ class DatabaseSpec:
     """What is left of it is worth something."""
     live_bytes: Callable[[Engine], int] = lambda engine: 0
     """About how much such a copy takes."""
+    damaged: Callable[[Engine], dict[int, int]] = lambda copy: {}
+    """What could not be read, as the copy tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +165,12 @@ def rebuild_database(
     salvaged = Salvaged()
     if not rebuild.is_copied(path):
         salvaged = _copy_readable(data_dir, spec, accepted=request.accepted, free_bytes=free_bytes)
-    kept = data_dir / f"{spec.name}.damaged-{now_us}" if keep_damaged and salvaged.damaged else None
     engine = Engine.open_damaged(rebuild.rebuilt(path), spec.families)
     sequence = engine.sequence()
+    salvaged.damaged = spec.damaged(engine)  # by an earlier start, it may be
     engine.close()
+    keep = keep_damaged and salvaged.damaged and path.exists()
+    kept = data_dir / f"{spec.name}.damaged-{now_us}" if keep else None
     if kept is not None:
         reason = f"{len(salvaged.damaged)} logs could not be read whole: {request.why}"
         _record(data_dir, Loss(now_us, spec.name, sequence, sequence, reason, kept.name))

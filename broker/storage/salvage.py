@@ -131,29 +131,32 @@ def copy_raft(source: Engine, target: Engine) -> Salvaged:
 def copy_logs(source: Engine, target: Engine) -> Salvaged:
     """The `data` database. Raises StoreFailed."""
     result = Salvaged()
-    for found in readable(source, STATE, log_key, 0, _NUMBERS_END, at_once=CHUNK_COUNT):
-        state = None if isinstance(found, Hole) else _state(found[1])
-        if isinstance(found, Hole) or state is None:
-            continue
-        log_id = key_log_id(found[0])
+    for log_id, state in _states(source):
         result.logs_count += 1
         [copied] = target.multi_get(STATE, [log_key(log_id)])
         if copied is None:
             copy = _LogCopy(source, target, log_id, state)
             copy.run()
             result.bytes_count += copy.writer.bytes_count
-        else:
-            state = LogState.decode(copied)
-        if state.damaged:
-            result.damaged[log_id] = state.damaged_offset
+    result.damaged = damaged_logs(target)
     return result
 
 
 def live_bytes(source: Engine) -> int:
     """About as much room does a copy of all logs need."""
-    states = readable(source, STATE, log_key, 0, _NUMBERS_END, at_once=CHUNK_COUNT)
-    decoded = (_state(found[1]) for found in states if not isinstance(found, Hole))
-    return sum(max(0, state.end_position - state.start_position) for state in decoded if state is not None)
+    return sum(max(0, state.end_position - state.start_position) for _, state in _states(source))
+
+
+def damaged_logs(copy: Engine) -> dict[int, int]:
+    """The first damaged offset of each log that has one, as `copy_logs` told it."""
+    return {log_id: state.damaged_offset for log_id, state in _states(copy) if state.damaged}
+
+
+def _states(source: Engine) -> Iterator[tuple[int, LogState]]:
+    for found in readable(source, STATE, log_key, 0, _NUMBERS_END, at_once=CHUNK_COUNT):
+        state = None if isinstance(found, Hole) else _state(found[1])
+        if not isinstance(found, Hole) and state is not None:
+            yield key_log_id(found[0]), state
 
 
 class _LogCopy:

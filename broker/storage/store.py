@@ -49,7 +49,7 @@ from broker.storage.recovery import (
     set_aside,
 )
 from broker.storage.request_ids import RequestIdTable
-from broker.storage.salvage import copy_logs, copy_raft, live_bytes
+from broker.storage.salvage import copy_logs, copy_raft, damaged_logs, live_bytes
 from broker.storage.tail import Tail
 
 MIB = 1024 * 1024
@@ -424,6 +424,7 @@ def database_specs(settings: StorageSettings) -> tuple[DatabaseSpec, DatabaseSpe
         salvage=copy_logs,
         divisible=True,
         live_bytes=live_bytes,
+        damaged=damaged_logs,
     )
     return meta, data
 

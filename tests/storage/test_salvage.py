@@ -432,6 +432,25 @@ async def test_the_replacement_may_be_cut_short_anywhere(
     assert beside(folder) == ["data", "data.mark"]
 
 
+async def test_a_replacement_that_is_cut_short_keeps_the_damaged_files_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(*arguments: object, **options: object) -> None:
+        raise _CutShort
+
+    flip_in(folder, BATCHES)
+    rebuild.request(folder / "data", "a test")
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild, "replace", cut_short)
+        with pytest.raises(_CutShort):
+            await opened(folder)
+    store = await opened(folder)
+    assert (folder / store.recovery.rebuilt[0].set_aside / "CURRENT").exists()
+    assert store.recovery.rebuilt[0].salvaged.damaged
+    await check(store, whole=False)
+    await store.close()
+
+
 async def test_without_room_for_a_copy_nothing_is_given_up(folder: Path) -> None:
     """It may be the only one."""
     flip_in(folder, INDEX)
