@@ -41,8 +41,9 @@ bench: $(INSTALLED) ## Measures a node on this machine; ARGS=--quick for a short
 bench-cluster: $(INSTALLED) ## Measures three nodes on this machine; ARGS=--quick for a short run.
 	@$(BIN)/python -m bench.cluster $(ARGS)
 
+# Two at a time, because most wait for other processes.
 test: $(INSTALLED) ## Runs the tests.
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 test-slow: $(INSTALLED) ## Runs the tests that take minutes.
 	@$(BIN)/python -m pytest -q -m slow $(ARGS)
