@@ -6,6 +6,7 @@ event node_ready, an end for the process, both within a bound.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -153,10 +154,25 @@ class BrokerProcess:
 
 def free_port(*, besides: Collection[int] = ()) -> int:
     """One outside the range that connections are given: a client that tries a port there may meet itself."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_768):
+    for _ in range(len(_PORTS)):
+        port = next(_next_ports)
         if port in besides:
             continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no free port")
+
+
+def _ports() -> range:
+    """Of this process alone, where two share the tests: between the look and its use a port is anybody's."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not worker:
+        return range(20_000, 32_768)
+    first = 20_000 + int(worker.removeprefix("gw")) % 6 * 2_000
+    return range(first, first + 2_000)
+
+
+_PORTS = _ports()
+# None is given again soon, and other runs of the tests begin elsewhere.
+_next_ports = itertools.cycle([*_PORTS[os.getpid() % len(_PORTS) :], *_PORTS[: os.getpid() % len(_PORTS)]])
