@@ -43,7 +43,7 @@ bench-cluster: $(INSTALLED) ## Measures three nodes on this machine; ARGS=--quic
 
 # Two at a time, because most wait for other processes.
 test: $(INSTALLED) ## Runs the tests.
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED) ## Runs the tests that take minutes.
 	@$(BIN)/python -m pytest -q -m slow $(ARGS)
